@@ -1,0 +1,102 @@
+"""What a training script holds: its place in a job, from `shoal.connect()`.
+
+Under `shoal run` the job is the cluster that SHOAL_* variables describe; alone it is a server
+inside the script's own process. The script is the same.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from shoal.config import Job, Limits
+from shoal.errors import ConfigurationError
+from shoal.policy import Policy, Sync
+from shoal.runtime import process
+from shoal.runtime.embedded import EmbeddedJob
+from shoal.runtime.worker import Worker
+
+if TYPE_CHECKING:
+    from shoal.adapters.torch import Loader, Optimizer
+    from shoal.optim import Rule
+
+
+def connect(address: str | None = None, *, resume: str | os.PathLike[str] | None = None) -> ParameterServer:
+    """Join a job; the first call of a training script.
+
+    address: the coordinator's ("tcp://host:port"), with SHOAL_TOKEN and SHOAL_JOB set as the job has
+    them. Default: SHOAL_COORDINATOR, which `shoal run` sets; without either, a server is started in
+    this process. resume: a snapshot directory to begin from (only without a cluster: a cluster is
+    resumed where it is started).
+
+    Raises StartupError when the coordinator or a server is not there by its deadline, RefusedError
+    when it is not this job's.
+    """
+    coordinator = address or os.environ.get("SHOAL_COORDINATOR")
+    if coordinator is not None:
+        if resume is not None:
+            raise ConfigurationError("a cluster is resumed where it is started: shoal run --resume PATH")
+        job = process.job_from()
+        return ParameterServer(Worker(job, coordinator, process.rank_from("SHOAL_RANK")), None)
+    job = Job(limits=Limits.from_environment())
+    embedded = EmbeddedJob(job, Path(resume) if resume is not None else None)
+    return ParameterServer(Worker(job, embedded.address, 0, thread=embedded.thread), embedded)
+
+
+class ParameterServer:
+    """One worker's place in a job. Leaves it politely at `close()`, and at the end of the script."""
+
+    def __init__(self, worker: Worker, embedded: EmbeddedJob | None) -> None:
+        self.worker = worker
+        self._embedded = embedded
+        atexit.register(self.close)
+
+    @property
+    def rank(self) -> int:
+        """This worker's number, from 0."""
+        return self.worker.rank
+
+    @property
+    def workers(self) -> int:
+        """How many workers the job was started with."""
+        return self.worker.workers
+
+    def optimizer(self, params: Any, rule: Rule, sync: Policy | None = None, **options: Any) -> Optimizer:
+        """A torch.optim.Optimizer whose step happens on the servers; see shoal.adapters.torch."""
+        from shoal.adapters import torch
+
+        return torch.optimizer(self.worker, params, rule, sync=sync or Sync(), **options)
+
+    def loader(self, dataset: Any, batch_size: int, **options: Any) -> Loader:
+        """Batches of samples that no other worker has in this data epoch; see shoal.adapters.torch."""
+        from shoal.adapters import torch
+
+        return torch.loader(self.worker, dataset, batch_size, **options)
+
+    def report(self, **figures: float) -> None:
+        """Show figures (loss=..., tokens_per_second=...) in `shoal status` and the live view."""
+        self.worker.report(figures)
+
+    def snapshot(self, path: str | os.PathLike[str]) -> int:
+        """Write parameters and optimizer state, at one version, to the directory `path`; returns the version."""
+        return self.worker.snapshot(str(Path(path).resolve()))
+
+    def close(self) -> None:
+        """Leave the job. Safe to call twice."""
+        atexit.unregister(self.close)
+        self.worker.close()
+        if self._embedded is not None:
+            self._embedded.close()
+            self._embedded = None
+
+    def __enter__(self) -> ParameterServer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+

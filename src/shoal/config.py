@@ -1,0 +1,57 @@
+"""Limits and settings, read once at the door; inside, functions receive values."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+from shoal.errors import ConfigurationError
+from shoal.vocabulary import JOB_DEFAULT
+
+PROTOCOL = 1  # the version of frames and messages; peers of another version are refused
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Everything that is bounded, with its unit. Environment: SHOAL_<NAME IN CAPITALS>."""
+
+    message_bytes_max: int = 8 << 20  # the msgspec part of a frame
+    payload_bytes_max: int = 64 << 20  # the tensor part of a frame
+    frame_bytes_target: int = 4 << 20  # blocks are gathered into frames of about this size
+    connect_ms: int = 30_000  # to reach a peer that must be there
+    start_ms: int = 60_000  # for all servers and workers of a job to arrive
+    wait_ms: int = 600_000  # a worker's wait for one step or lease
+    tick_ms: int = 50  # how often machines look at the clock
+    resend_ms: int = 2_000  # first resend of what was not answered; doubles up to 8 times
+    heartbeat_ms: int = 500
+    lease_ms: int = 10_000  # a worker silent for longer is declared dead
+    grace_ms: int = 500  # a worker whose connection broke has this long to come back
+    empty_ms: int = 60_000  # a running job without any worker fails after this
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Limits:
+        """Limits with the overrides found in SHOAL_* variables (ConfigurationError if not whole numbers)."""
+        overrides: dict[str, int] = {}
+        for item in fields(cls):
+            name = f"SHOAL_{item.name.upper()}"
+            if name not in environment:
+                continue
+            try:
+                overrides[item.name] = int(environment[name])
+            except ValueError:
+                raise ConfigurationError(f"{name}={environment[name]!r} is not a whole number") from None
+            if overrides[item.name] <= 0:
+                raise ConfigurationError(f"{name}={environment[name]!r} must be positive")
+        return cls(**overrides)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every process of a job knows about it."""
+
+    name: str = JOB_DEFAULT
+    token: str = ""
+    workers: int = 1  # how many workers the job waits for before clock 1
+    servers: int = 1
+    limits: Limits = field(default_factory=Limits)

@@ -1,0 +1,87 @@
+"""The commit log: one total order of entries for the whole job, and who has applied them.
+
+An entry is kept until every shard has applied it. Rules that need figures over the whole model
+(the norm for clipping, LAMB's trust ratios) are measured shard by shard; the log adds them up
+over blocks, so the sum is the same on any number of shards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shoal.core import machine as k
+from shoal.optim import phases
+from shoal.vocabulary import TableSpec, server_name
+from shoal.wire import messages as m
+
+RESENT_MAX = 16  # entries repeated to a silent shard at a time
+
+
+@dataclass
+class Entry:
+    """A commit that some shard has not applied yet."""
+
+    commit: m.Commit
+    missing: set[int]  # shards that have not applied it
+    norms: dict[str, dict[int, m.Norms]] = field(default_factory=dict)  # phase -> shard -> partials
+    factors: dict[str, m.Factors] = field(default_factory=dict)
+
+
+@dataclass
+class CommitLog:
+    """Appends entries, counts their applications, adds up their norms."""
+
+    epoch: int
+    shards: int
+    version: int = 0  # sequence number of the last entry
+    entries: dict[int, Entry] = field(default_factory=dict)  # by sequence number, oldest first
+    sent_at: int = 0
+
+    def append(self, commit: m.Commit, now: int) -> list[k.Effect]:
+        """Add the entry (its seq and epoch are set here) and send it to every shard."""
+        assert commit.seq == self.version + 1 and commit.epoch == self.epoch
+        if not self.entries:
+            self.sent_at = now
+        self.version = commit.seq
+        self.entries[commit.seq] = Entry(commit, set(range(self.shards)))
+        return [k.Send(server_name(shard), commit) for shard in range(self.shards)]
+
+    def applied(self, shard: int, seq: int, now: int) -> None:
+        """A shard has applied this entry, and so all before it."""
+        self.sent_at = now
+        for number in [number for number in self.entries if number <= seq]:
+            entry = self.entries[number]
+            entry.missing.discard(shard)
+            if not entry.missing:
+                del self.entries[number]
+
+    def norms(self, norms: m.Norms, spec: TableSpec) -> list[k.Effect]:
+        """Partials of one shard; answers every shard with the factors once all have come."""
+        entry = self.entries.get(norms.seq)
+        if entry is None:
+            return []
+        if norms.phase in entry.factors:
+            return [k.Send(server_name(norms.shard), entry.factors[norms.phase])]
+        arrived = entry.norms.setdefault(norms.phase, {})
+        arrived[norms.shard] = norms
+        if len(arrived) < self.shards:
+            return []
+        partials = {block: values for part in arrived.values() for block, values in part.partials}
+        values = phases.reduce(spec, norms.phase, partials)
+        factors = m.Factors(self.epoch, norms.seq, norms.phase, values)
+        entry.factors[norms.phase] = factors
+        return [k.Send(server_name(shard), factors) for shard in range(self.shards)]
+
+    def resend(self, now: int, resend_ms: int) -> list[k.Effect]:
+        """What silent shards may have missed, once nothing was applied for `resend_ms`."""
+        if not self.entries or now - self.sent_at < resend_ms:
+            return []
+        self.sent_at = now
+        return [effect for shard in range(self.shards) for effect in self.repeat(shard)]
+
+    def repeat(self, shard: int) -> list[k.Effect]:
+        """The oldest entries this shard has not applied, and the factors already known for them."""
+        missing = [entry for entry in self.entries.values() if shard in entry.missing][:RESENT_MAX]
+        sent: list[m.Message] = [entry.commit for entry in missing]
+        sent += [factors for entry in missing[:1] for factors in entry.factors.values()]
+        return [k.Send(server_name(shard), message) for message in sent]

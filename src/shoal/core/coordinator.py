@@ -1,0 +1,583 @@
+"""The coordinator: decides what is committed, who may go on, and who is in the job.
+
+What it promises: the log is the only way anything changes; a contribution enters it at most once
+and only when it is staged on every shard; a worker goes on only with a version the policy allows;
+every sample of a data epoch is in exactly one entry. It holds no numbers of the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from shoal.config import Job
+from shoal.core import machine as k
+from shoal.core.commit_log import CommitLog
+from shoal.core.dispatch import Dispatch
+from shoal.core.membership import COMPUTING, DECLARED, IDLE, JOINED, PARKED, READY, Member, Membership, Server
+from shoal.core.saving import Savings
+from shoal.core.status import status
+from shoal.errors import ShoalError
+from shoal.policy import Go, Policy, View, from_spec
+from shoal.vocabulary import Lease, TableSpec, Weighted, server_name, worker_name
+from shoal.wire import messages as m
+
+FORMING, RUNNING, STOPPED = "forming", "running", "stopped"
+
+
+@dataclass
+class Coordinator:
+    """The state machine of a job."""
+
+    job: Job
+    epoch: int = 1
+    clock_at_start: int = 0  # above 0 when the job goes on from a snapshot
+    phase: str = FORMING
+    clock: int = 0  # the open clock of a lockstep policy
+    spec: TableSpec | None = None
+    policy: Policy | None = None
+    dispatch: Dispatch = field(default_factory=Dispatch)
+    membership: Membership = field(init=False)
+    log: CommitLog = field(init=False)
+    savings: Savings = field(init=False)
+    updated: int = 0  # the last entry that changed parameters
+    fences: list[tuple[int, int]] = field(default_factory=list)  # for the next entry
+    started_at: int | None = None
+    empty_at: int | None = None
+    waiting: str = ""  # what the job waits for, in words
+    created_at: int = 0  # when Create was last sent
+
+    def __post_init__(self) -> None:
+        self.membership = Membership(self.job.limits)
+        self.log = CommitLog(self.epoch, self.job.servers)
+        self.savings = Savings(self.job.servers)
+
+    def step(self, event: object, now: int) -> list[k.Effect]:
+        """Take one event; return what is to be done about it."""
+        if self.started_at is None:
+            self.started_at = now
+        if self.phase == STOPPED:
+            return []
+        match event:
+            case k.Received(source=source, message=message):
+                return self._received(source, message, now)
+            case k.Tick():
+                return self._tick(now)
+            case k.Lost(peer):
+                self._connection(peer, now)
+                return []
+            case k.Regained(peer):
+                self._connection(peer, None)
+                return []
+            case k.Recorded(version, error):
+                return self.savings.recorded(version, error)
+            case _:
+                return []
+
+    # --- messages -----------------------------------------------------------------------------
+
+    def _received(self, source: str, message: m.Message, now: int) -> list[k.Effect]:
+        match message:
+            case m.Register():
+                return self._register(message, now)
+            case m.Join():
+                return self._join(source, message, now)
+            case m.Created(shard=shard, version=version):
+                return self._created(shard, version, now)
+            case m.Applied(shard=shard, seq=seq):
+                self.log.applied(shard, seq, now)
+                self.membership.servers[shard].version = max(self.membership.servers[shard].version, seq)
+                return []
+            case m.Norms():
+                return self.log.norms(message, self.spec) if self.spec is not None else []
+            case m.Saved():
+                return self.savings.saved(message, self.spec) if self.spec is not None else []
+            case m.StatusRequest():
+                return [k.Send(source, status(self, now))]
+            case m.Heartbeat(name=name) if name.startswith("server/"):
+                server = self.membership.servers.get(int(name.removeprefix("server/")))
+                if server is not None:
+                    server.heard_at, server.received, server.sent = now, message.received, message.sent
+                return []
+        return self._from_worker(source, message, now)
+
+    def _from_worker(self, source: str, message: m.Message, now: int) -> list[k.Effect]:
+        """Messages that only a living member may send."""
+        worker = getattr(message, "worker", None)
+        incarnation = getattr(message, "incarnation", -1)
+        match message:
+            case m.Ready(contributor=who):
+                worker, incarnation = who.worker, who.incarnation
+            case m.Heartbeat(name=name):
+                worker = int(name.removeprefix("worker/"))
+        if worker is None:
+            return []
+        member = self.membership.find(worker, incarnation)
+        if member is None:
+            if isinstance(message, m.Leave):
+                return [k.Send(source, m.Left(worker, incarnation))]
+            reason = (
+                f"worker {worker} (incarnation {incarnation}) is no longer a member of job {self.job.name}: it was "
+                f"silent for too long or another process took its place. Start it again to join anew"
+            )
+            return [k.Send(source, m.Fenced(worker, incarnation, reason))]
+        member.heard_at = now
+        match message:
+            case m.Declare():
+                return self._declare(member, message, now)
+            case m.Ready():
+                return self._ready(member, message, now)
+            case m.Refresh():
+                return self._refresh(member, message, now)
+            case m.LeaseRequest():
+                return self._lease_request(member, message, now)
+            case m.SnapshotRequest():
+                return self._snapshot(message, now)
+            case m.Leave():
+                gone = self._remove(member, f"worker {worker} left", now)
+                return [k.Send(source, m.Left(worker, incarnation)), *gone]
+            case m.Report(figures=figures):
+                member.figures.update(figures)
+                return []
+            case m.Heartbeat(received=received, sent=sent, version=version):
+                member.received, member.sent = received, sent
+                member.version = max(member.version, version)
+                return []
+            case _:
+                return []
+
+    # --- forming the job ----------------------------------------------------------------------
+
+    def _register(self, register: m.Register, now: int) -> list[k.Effect]:
+        name = server_name(register.server)
+        known = self.membership.servers.get(register.server)
+        if register.server >= self.job.servers:
+            reason = f"{name} is one too many: job {self.job.name} has {self.job.servers} servers"
+            return [k.Send(name, m.Refused("Register", reason))]
+        if known is not None and known.pid != register.pid:
+            reason = f"{name} is taken by process {known.pid}"
+            return [k.Send(name, m.Refused("Register", reason))]
+        if known is None:
+            server = Server(register.server, register.address, register.pid, now, version=register.version)
+            self.membership.servers[register.server] = server
+        else:
+            known.heard_at, known.broken_at = now, None
+        return [k.Send(name, m.Registered(self.epoch)), *self.log.repeat(register.server), *self._welcome_all()]
+
+    def _join(self, source: str, join: m.Join, now: int) -> list[k.Effect]:
+        effects: list[k.Effect] = []
+        member = self.membership.members.get(join.rank)
+        if join.rank < 0:
+            member = next((item for item in self.membership.ordered() if item.nonce == join.nonce), None)
+        if member is not None and member.nonce != join.nonce:
+            # A second life under the same rank: the first one is over, whatever its connection says.
+            effects += self._remove(member, f"worker {member.worker} was started again", now)
+            member = None
+        if member is None:
+            member = self.membership.join(join, now)
+            self.empty_at = None
+        member.heard_at, member.broken_at = now, None
+        return effects + self._welcome(member, source)
+
+    def _welcome(self, member: Member, to: str) -> list[k.Effect]:
+        if len(self.membership.servers) < self.job.servers:
+            return []  # the worker repeats its Join; _register welcomes everyone
+        addresses = tuple(self.membership.servers[index].address for index in range(self.job.servers))
+        return [k.Send(to, m.Welcome(member.worker, member.incarnation, member.nonce, addresses))]
+
+    def _welcome_all(self) -> list[k.Effect]:
+        waiting = [member for member in self.membership.ordered() if member.state == JOINED]
+        return [effect for member in waiting for effect in self._welcome(member, worker_name(member.worker))]
+
+    def _declare(self, member: Member, declare: m.Declare, now: int) -> list[k.Effect]:
+        name = worker_name(member.worker)
+        if self.spec is None:
+            try:
+                self.policy = from_spec(declare.spec.policy)
+            except ShoalError as error:
+                return [k.Send(name, m.Refused("Declare", str(error)))]
+            self.spec = declare.spec
+        elif declare.spec != self.spec:
+            return [k.Send(name, m.Refused("Declare", _difference(self.spec, declare.spec)))]
+        if member.state == JOINED:
+            member.state = DECLARED
+        if not all(server.created for server in self.membership.servers.values()):
+            return self._create()
+        return self._answer_declared(member, now)
+
+    def _create(self) -> list[k.Effect]:
+        assert self.spec is not None
+        return [
+            k.Send(server_name(server.index), m.Create(self.epoch, self.spec, server.index, self.job.servers))
+            for server in self.membership.servers.values()
+            if not server.created
+        ]
+
+    def _created(self, shard: int, version: int, now: int) -> list[k.Effect]:
+        server = self.membership.servers[shard]
+        if server.created:
+            return []
+        server.created, server.version = True, version
+        if not all(item.created for item in self.membership.servers.values()):
+            return []
+        versions = {item.version for item in self.membership.servers.values()}
+        if len(versions) > 1:
+            return self._stop(f"the servers loaded snapshots of different versions {sorted(versions)}")
+        self.log.version = version
+        declared = [member for member in self.membership.ordered() if member.state == DECLARED]
+        return [effect for member in declared for effect in self._answer_declared(member, now)]
+
+    def _answer_declared(self, member: Member, now: int) -> list[k.Effect]:
+        """Declared, and what follows it: the seed, the start of the job, or admission to a running one."""
+        name = worker_name(member.worker)
+        effects: list[k.Effect] = []
+        if self.phase == FORMING:
+            effects = self._form(now)
+        declared: k.Effect = k.Send(name, m.Declared(member.worker, member.incarnation, member.seeder))
+        if self.phase == RUNNING and member.state == DECLARED:
+            return [declared, *effects, *self._admit([member], now)]
+        again = [k.Send(name, member.released)] if member.released is not None else []
+        return [declared, *effects, *again]
+
+    def _form(self, now: int) -> list[k.Effect]:
+        """Pick who seeds once all are here; a job from a snapshot starts at once."""
+        declared = [member for member in self.membership.ordered() if member.state == DECLARED]
+        if len(declared) < self.job.workers:
+            return []
+        if self.log.version > 0:
+            return self._begin(declared, now)
+        if not any(member.seeder for member in declared):
+            seeder = declared[0]
+            seeder.seeder = True
+            return [k.Send(worker_name(seeder.worker), m.Declared(seeder.worker, seeder.incarnation, True))]
+        return []
+
+    def _begin(self, members: list[Member], now: int) -> list[k.Effect]:
+        self.phase, self.clock = RUNNING, self.clock_at_start + 1
+        return [k.Log(f"{len(members)} workers begin at clock {self.clock}"), *self._admit(members, now)]
+
+    def _admit(self, members: list[Member], now: int) -> list[k.Effect]:
+        """Give members their first parameters; from now on the policy counts them."""
+        clock = self._joining_clock()
+        for member in members:
+            member.clock = clock
+        return self._append(self._entry("cut"), members, now, finished=0)
+
+    def _joining_clock(self) -> int:
+        """Where a worker starts or goes on that has no clock of its own yet."""
+        assert self.policy is not None
+        if self.policy.lockstep:
+            return self.clock
+        others = [item.clock for item in self.membership.members.values() if item.busy or item.state == IDLE]
+        return min(others, default=self.clock)
+
+    # --- deciding -----------------------------------------------------------------------------
+
+    def _ready(self, member: Member, ready: m.Ready, now: int) -> list[k.Effect]:
+        who, name = ready.contributor, worker_name(member.worker)
+        if self.phase == FORMING:
+            return self._seeded(member, ready, now) if member.seeder else []
+        if who.clock < member.clock or member.state == PARKED:
+            released = member.released
+            if released is not None and released.clock == who.clock and member.state != PARKED:
+                return [k.Send(name, released)]
+            return [k.Send(name, m.Waiting(member.worker, member.incarnation, self.waiting))]
+        if member.state == READY:
+            return [k.Send(name, m.Waiting(member.worker, member.incarnation, self.waiting))]
+        if member.state != COMPUTING:
+            return []
+        elapsed_ms = max(1, now - member.started_at)
+        speed = 1000 * ready.samples / elapsed_ms
+        member.speed = speed if member.speed == 0 else (member.speed + speed) / 2
+        member.own_data = not ready.leases
+        assert self.policy is not None
+        if self.policy.lockstep and member.clock < self.clock:
+            return self._drop(member, now)
+        member.ready, member.state = ready, READY
+        return self._decide(now)
+
+    def _seeded(self, member: Member, ready: m.Ready, now: int) -> list[k.Effect]:
+        """The initial parameters are staged: the first entry of the log."""
+        self.phase, self.clock = RUNNING, 1
+        declared = [item for item in self.membership.ordered() if item.state == DECLARED]
+        for item in declared:
+            item.clock = self.clock
+        entry = self._entry(
+            "seed",
+            contributors=(Weighted(ready.contributor, 1.0),),
+            closes=((member.worker, member.incarnation, 0),),
+        )
+        begin = k.Log(f"{len(declared)} workers begin at clock 1")
+        return [begin, *self._append(entry, declared, now, finished=0)]
+
+    def _drop(self, member: Member, now: int) -> list[k.Effect]:
+        """Too late for its commit (quorum): the samples were freed then; go on at the open clock."""
+        assert member.ready is None
+        closes = ((member.worker, member.incarnation, member.clock),)
+        late, member.clock = member.clock, self.clock
+        return self._append(self._entry("cut", closes=closes), [member], now, finished=late, committed=False)
+
+    def _view(self) -> View:
+        busy = {member.worker: member.clock for member in self.membership.members.values() if member.busy}
+        ready = frozenset(member.worker for member in self.membership.members.values() if member.state == READY)
+        return View(busy, ready)
+
+    def _decide(self, now: int) -> list[k.Effect]:
+        """Commit what the policy lets, then let go on whom it lets."""
+        if self.phase != RUNNING or self.policy is None:
+            return []
+        effects: list[k.Effect] = []
+        while isinstance(verdict := self.policy.commit(self._view()), Go):
+            effects += self._commit([self.membership.members[worker] for worker in verdict.workers], now)
+        self.waiting = verdict.reason
+        readers = self._readers()
+        if readers:
+            effects += self._append(self._entry("cut"), readers, now)
+        return effects + self._answer_leases(now)
+
+    def _commit(self, contributors: list[Member], now: int) -> list[k.Effect]:
+        """One entry: these members' contributions, combined."""
+        assert self.spec is not None and self.policy is not None
+        readies = [member.ready for member in contributors if member.ready is not None]
+        usable = [ready for ready in readies if not ready.void and ready.samples > 0]
+        total = sum(ready.samples for ready in usable)
+        shares = [1.0 if self.spec.reduction == "sum" else ready.samples / total for ready in usable]
+        weights = tuple(
+            Weighted(ready.contributor, share * ready.multiplier) for ready, share in zip(usable, shares, strict=True)
+        )
+        # The oldest member's schedule counts: a restarted worker's own may have begun anew.
+        eldest = min(readies, key=lambda ready: ready.contributor.incarnation)
+        closes = tuple((r.contributor.worker, r.contributor.incarnation, r.contributor.clock) for r in readies)
+        samples: list[tuple[int, int, int]] = []
+        for member, ready in zip(contributors, readies, strict=True):
+            samples += self.dispatch.settle(member, ready)
+            member.samples += ready.samples
+            member.ready, member.state = None, PARKED
+            member.clock += 1
+        self.clock = max(self.clock, *(member.clock for member in contributors))
+        if self.policy.lockstep:
+            for member in self.membership.members.values():
+                if member.state == COMPUTING and member.clock < self.clock:
+                    self.dispatch.take_back(member)  # too late for this commit: someone else will do them
+        entry = self._entry("update", contributors=weights, rates=eldest.rates, closes=closes, samples=tuple(samples))
+        return self._append(entry, self._readers() + self._finishers(), now)
+
+    def _readers(self) -> list[Member]:
+        """Parked members that the policy lets go on."""
+        assert self.policy is not None
+        view = self._view()
+        readers: list[Member] = []
+        for member in self.membership.ordered():
+            if member.state != PARKED:
+                continue
+            verdict = self.policy.read(view, member.clock - 1)
+            if verdict is None:
+                readers.append(member)
+            else:
+                self.waiting = verdict.reason
+        return readers
+
+    def _finishers(self) -> list[Member]:
+        """Idle members that end the data epoch with this entry: they end it with its parameters."""
+        ledger = self.dispatch.ledger
+        if ledger is None or not ledger.done:
+            return []
+        return [
+            member
+            for member in self.membership.ordered()
+            if member.state == IDLE and member.request is not None and member.request.epoch <= ledger.epoch
+        ]
+
+    # --- the log ------------------------------------------------------------------------------
+
+    def _entry(self, kind: str, **fields: object) -> m.Commit:
+        """The next entry of the log, with the fences that are due."""
+        fences, self.fences = tuple(self.fences), []
+        return m.Commit(self.epoch, self.log.version + 1, kind, fences=fences, **fields)  # type: ignore[arg-type]
+
+    def _append(
+        self, entry: m.Commit, readers: list[Member], now: int, finished: int | None = None, committed: bool = True
+    ) -> list[k.Effect]:
+        """Append an entry that pushes its version to `readers`, and tell them to go on.
+
+        finished: the clock that is settled by this, where it is not the one before the reader's own.
+        """
+        readers = sorted(readers, key=lambda member: member.worker)
+        release = tuple((member.worker, member.incarnation) for member in readers)
+        effects = self.log.append(msgspec.structs.replace(entry, release=release), now)
+        if entry.kind != "cut":
+            self.updated = entry.seq
+        for member in readers:
+            member.version = entry.seq
+            if member.state == IDLE:
+                continue  # its answer is Granted
+            before = member.clock - 1 if finished is None else finished
+            member.state, member.started_at = COMPUTING, now
+            lease = self.dispatch.attach(member, self.membership.ordered())
+            member.released = m.Released(
+                member.worker, member.incarnation, before, member.clock, entry.seq, committed, lease
+            )
+            effects.append(k.Send(worker_name(member.worker), member.released))
+        return effects
+
+    def _refresh(self, member: Member, refresh: m.Refresh, now: int) -> list[k.Effect]:
+        """The version this member was to get is gone on some shard: cut a new one for it."""
+        if refresh.version >= member.version:
+            entry = self._entry("cut", release=((member.worker, member.incarnation),))
+            member.version = entry.seq
+            if member.released is not None:
+                member.released = msgspec.structs.replace(member.released, version=entry.seq)
+            if member.granted is not None:
+                member.granted = msgspec.structs.replace(member.granted, version=entry.seq)
+            effects = self.log.append(entry, now)
+        else:
+            effects = []  # it was cut already, and the word of it was lost
+        answers = [answer for answer in (member.released, member.granted) if answer is not None]
+        return effects + [k.Send(worker_name(member.worker), answer) for answer in answers]
+
+    # --- samples ------------------------------------------------------------------------------
+
+    def _lease_request(self, member: Member, request: m.LeaseRequest, now: int) -> list[k.Effect]:
+        name = worker_name(member.worker)
+        granted = member.granted
+        if granted is not None and (granted.epoch, granted.number) == (request.epoch, request.number):
+            return [k.Send(name, granted)]
+        if member.state == IDLE:
+            return [k.Send(name, m.Waiting(member.worker, member.incarnation, self.waiting))]
+        if member.state != COMPUTING:
+            return []
+        wrong = self.dispatch.open(request.dataset)
+        if wrong:
+            return [k.Send(name, m.Refused("LeaseRequest", wrong))]
+        ledger = self.dispatch.ledger
+        assert ledger is not None
+        member.request, member.leasing, member.granted = request, True, None
+        more = self.dispatch.more(member, self.membership.ordered())
+        if more is not None:
+            return self._grant(member, more)
+        if request.epoch > ledger.epoch and not ledger.done:
+            self.dispatch.take_back(member)  # it broke off the data epoch
+        member.state = IDLE
+        return self._decide(now)
+
+    def _answer_leases(self, now: int) -> list[k.Effect]:
+        """Let idle members go on: with samples, or to the end of their data epoch."""
+        assert self.policy is not None
+        effects: list[k.Effect] = []
+        while answers := self.dispatch.next_answers(self.membership.ordered(), self.policy.lockstep, self.clock):
+            stale = [member for member, _ in answers if member.version < self.updated]
+            if stale:
+                effects += self._append(self._entry("cut"), stale, now)
+            for member, lease in answers:
+                member.clock = max(member.clock, self._joining_clock())
+                member.state, member.started_at = COMPUTING, now
+                effects += self._grant(member, lease)
+        return effects
+
+    def _grant(self, member: Member, lease: Lease | None) -> list[k.Effect]:
+        assert member.request is not None
+        epoch, number = member.request.epoch, member.request.number
+        member.granted = m.Granted(
+            member.worker, member.incarnation, epoch, number, lease, member.clock, member.version
+        )
+        return [k.Send(worker_name(member.worker), member.granted)]
+
+    # --- snapshots, leaving, dying --------------------------------------------------------------
+
+    def _snapshot(self, request: m.SnapshotRequest, now: int) -> list[k.Effect]:
+        if self.phase != RUNNING:
+            return []
+        again = self.savings.again(request)
+        if again is not None:
+            return again
+        entry = self._entry("cut", save=request.path)
+        self.savings.begin(request, entry, self.clock)
+        return self.log.append(entry, now)
+
+    def _remove(self, member: Member, why: str, now: int) -> list[k.Effect]:
+        """The member is gone: its samples are free, its incarnation is fenced, the rest go on."""
+        del self.membership.members[member.worker]
+        self.dispatch.take_back(member)
+        self.fences.append((member.worker, member.incarnation))
+        if not self.membership.members:
+            self.empty_at = now
+        effects: list[k.Effect] = [k.Log(why)]
+        if self.phase == RUNNING:
+            effects += self._append(self._entry("cut"), [], now) + self._decide(now)
+        return effects
+
+    def _connection(self, peer: str, broken_at: int | None) -> None:
+        """Note when the connection to a member or server broke; None: it is back."""
+        kind, _, number = peer.partition("/")
+        known: dict[int, Member] | dict[int, Server] = {}
+        known = self.membership.members if kind == "worker" else self.membership.servers if kind == "server" else {}
+        if number.isdigit() and int(number) in known:
+            known[int(number)].broken_at = broken_at
+
+    # --- time ---------------------------------------------------------------------------------
+
+    def _tick(self, now: int) -> list[k.Effect]:
+        limits = self.job.limits
+        assert self.started_at is not None
+        if self.phase == FORMING and now - self.started_at >= limits.start_ms:
+            return self._stop(f"job {self.job.name} did not start within {limits.start_ms / 1000:g} s: {self.missing()}")
+        server = self.membership.dead_server(now)
+        if server is not None:
+            return self._stop(
+                f"server {server.index} ({server.address}, process {server.pid}) died at version {server.version}; "
+                f"without replicas its parameters are gone: resume the job from its last snapshot"
+            )
+        if self.phase == RUNNING and self.empty_at is not None and now - self.empty_at >= limits.empty_ms:
+            return self._stop(f"job {self.job.name} had no worker for {limits.empty_ms / 1000:g} s")
+        effects: list[k.Effect] = []
+        for member, reason in self.membership.dead(now):
+            effects += self._remove(member, f"worker {member.worker} is declared dead: {reason}", now)
+        if self.phase == FORMING and self.spec is not None:
+            effects += self._create_again(now)
+        return effects + self.log.resend(now, limits.resend_ms)
+
+    def missing(self) -> str:
+        """What the job waits for before it begins, in words."""
+        servers = [str(i) for i in range(self.job.servers) if i not in self.membership.servers]
+        if servers:
+            return f"server {', '.join(servers)} of {self.job.servers} did not register with the coordinator"
+        members = self.membership.ordered()
+        if len(members) < self.job.workers:
+            return f"{len(members)} of {self.job.workers} workers have joined"
+        declared = [member for member in members if member.state == DECLARED]
+        if len(declared) < len(members):
+            late = [member.worker for member in members if member.state != DECLARED]
+            return f"workers {late} joined but have not set up their optimizer"
+        return "the initial parameters are on their way to the servers"
+
+    def _create_again(self, now: int) -> list[k.Effect]:
+        if now - self.created_at < self.job.limits.resend_ms:
+            return []
+        self.created_at = now
+        return self._create()
+
+    def _stop(self, reason: str) -> list[k.Effect]:
+        """End the job for everyone."""
+        self.phase, self.waiting = STOPPED, reason
+        names = [worker_name(member.worker) for member in self.membership.ordered()]
+        names += [server_name(index) for index in sorted(self.membership.servers)]
+        return [*(k.Send(name, m.Stop(reason)) for name in names), k.Halt(reason)]
+
+
+def _difference(known: TableSpec, other: TableSpec) -> str:
+    """The first thing in which two declarations of the table differ, in words."""
+    way_out = "every worker must build the same model and the same optimizer"
+    for mine, theirs in zip(known.tensors, other.tensors, strict=False):
+        for fact in ("name", "shape", "dtype", "group"):
+            if getattr(mine, fact) != getattr(theirs, fact):
+                return (
+                    f"parameter {mine.name!r} has {fact} {getattr(mine, fact)} in the job and {getattr(theirs, fact)} "
+                    f"in this worker ({theirs.name!r}); {way_out}"
+                )
+    if len(known.tensors) != len(other.tensors):
+        return f"the job's model has {len(known.tensors)} parameters, this worker's {len(other.tensors)}; {way_out}"
+    for fact in ("rule", "groups", "policy", "clip_norm", "reduction", "block_elements_max"):
+        if getattr(known, fact) != getattr(other, fact):
+            return f"{fact} is {getattr(known, fact)} in the job and {getattr(other, fact)} in this worker; {way_out}"
+    return way_out

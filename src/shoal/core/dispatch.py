@@ -1,0 +1,114 @@
+"""Dispatch: which member gets which samples, and when a data epoch is over.
+
+Under a lockstep policy samples are dealt in worker order once it is clear who takes part in the
+clock, so the same seeds give the same batches whatever the order in which requests arrive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shoal.core.membership import COMPUTING, IDLE, Member
+from shoal.ledger import Ledger
+from shoal.vocabulary import Dataset, Lease
+from shoal.wire import messages as m
+
+EVEN_SHARE = 0.8  # a worker at least this fast, of the fastest, takes whole batches
+
+
+@dataclass
+class Dispatch:
+    """The ledger of the job's training set, once a worker has opened it."""
+
+    ledger: Ledger | None = None
+
+    def open(self, dataset: Dataset) -> str:
+        """Open the training set, or check that it is the one that is open; returns what is wrong."""
+        if self.ledger is None:
+            self.ledger = Ledger(dataset)
+        known = self.ledger.dataset
+        if known != dataset:
+            return (
+                f"the job leases samples of {known}, this worker asks for {dataset}: a job has one training set, "
+                f"opened alike by every worker (use a plain DataLoader for validation)"
+            )
+        return ""
+
+    def attach(self, member: Member, members: Sequence[Member]) -> Lease | None:
+        """The lease that rides along when a member that takes its samples here is released."""
+        if self.ledger is None or not member.leasing or member.request is None:
+            return None
+        if member.request.epoch != self.ledger.epoch:
+            return None
+        return self._grant(member, members)
+
+    def settle(self, member: Member, ready: m.Ready) -> tuple[tuple[int, int, int], ...]:
+        """The samples of a contribution that is being committed."""
+        if self.ledger is None:
+            return ()
+        member.leases = [lease for lease in member.leases if lease.identity not in ready.leases]
+        return self.ledger.commit(member.worker, ready.leases)
+
+    def take_back(self, member: Member) -> None:
+        """All that the member holds is free again."""
+        member.leases.clear()
+        if self.ledger is not None:
+            self.ledger.take_back(member.worker)
+
+    def next_answers(self, members: Sequence[Member], lockstep: bool, clock: int) -> list[tuple[Member, Lease | None]]:
+        """Requests of idle members that can be answered now, in worker order."""
+        idle = [member for member in members if member.state == IDLE]
+        if self.ledger is None or not idle:
+            return []
+        if self._over(members):
+            ended = [member for member in idle if _epoch(member) <= self.ledger.epoch]
+            if ended:
+                return [(member, None) for member in ended]
+            self.ledger.advance()
+        elif all(member in idle and _epoch(member) > self.ledger.epoch for member in members):
+            self.ledger.advance()  # everyone broke off this data epoch
+        behind = [member for member in idle if _epoch(member) < self.ledger.epoch]
+        if behind:
+            return [(member, None) for member in behind]
+        if lockstep and any(_undecided(member, clock) for member in members):
+            return []
+        wanting = [member for member in idle if _epoch(member) == self.ledger.epoch]
+        answers = [(member, self._grant(member, members)) for member in wanting]
+        return [(member, lease) for member, lease in answers if lease is not None]
+
+    def more(self, member: Member, members: Sequence[Member]) -> Lease | None:
+        """Another lease for a member that has not finished its clock (gradient accumulation)."""
+        assert self.ledger is not None
+        if _epoch(member) != self.ledger.epoch or not member.leases:
+            return None
+        return self._grant(member, members)
+
+    def _over(self, members: Sequence[Member]) -> bool:
+        """Nothing is free, and whoever still holds samples of this epoch waits for more itself.
+
+        Such samples are in a gradient that its worker will make ready with its next step.
+        """
+        assert self.ledger is not None
+        holders = [member for member in members if any(lease.epoch == self.ledger.epoch for lease in member.leases)]
+        return not self.ledger.free and all(member.state == IDLE for member in holders)
+
+    def _grant(self, member: Member, members: Sequence[Member]) -> Lease | None:
+        assert self.ledger is not None
+        share = 1.0
+        fastest = max((other.speed for other in members), default=0.0)
+        if self.ledger.dataset.balance and member.speed > 0 and member.speed < EVEN_SHARE * fastest:
+            share = member.speed / fastest
+        lease = self.ledger.grant(member.worker, share)
+        if lease is not None:
+            member.leases.append(lease)
+        return lease
+
+
+def _epoch(member: Member) -> int:
+    return member.request.epoch if member.request is not None else 0
+
+
+def _undecided(member: Member, clock: int) -> bool:
+    """It may still ask for samples of this clock: it computes, holds none, and has no data of its own."""
+    return member.state == COMPUTING and member.clock >= clock and not member.leases and not member.own_data

@@ -1,0 +1,255 @@
+"""The contract between the machines of core and whoever drives them.
+
+A machine has one method, `step(event, now) -> list[Effect]`. It has no I/O, no clock, no threads
+and no chance: runtime/ performs the effects over real sockets, sim/ in a seeded world. `now` is
+in milliseconds on the driver's clock.
+
+Numbers never pass through a machine. Blocks of gradients and parameters are named by index in
+messages; the driver moves the bytes between its buffers and the transport.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from shoal.vocabulary import Contributor, Lease, TableSpec, Weighted
+from shoal.wire import messages as m
+
+# --- events -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Received:
+    """A message arrived from the node `source`; its payload, if any, lies where admitted."""
+
+    source: str
+    message: m.Message
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The connection to `peer` broke. It may come back."""
+
+    peer: str
+
+
+@dataclass(frozen=True)
+class Regained:
+    """The connection to `peer` is back: what was not answered may be sent again."""
+
+    peer: str
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time passed: look at deadlines and resends."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A task of an earlier effect ended. result: partials of a Measure, file name of a Save."""
+
+    task: Task
+    result: tuple[tuple[int, tuple[float, ...]], ...] | str = ()
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The manifest of an earlier effect was written (error "" when it went well)."""
+
+    version: int
+    error: str = ""
+
+
+# --- tasks: what a shard asks its store to do, one at a time ------------------------------------
+
+
+@dataclass(frozen=True)
+class CreateTable:
+    """Allocate the blocks of this shard."""
+
+    spec: TableSpec
+    shard: int
+    shards: int
+
+
+@dataclass(frozen=True)
+class Seed:
+    """The contributor's staged blocks become the parameters."""
+
+    seq: int
+    contributor: Contributor
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Compute the partials of `phase` over the combined gradient of this commit."""
+
+    seq: int
+    phase: str
+    contributors: tuple[Weighted, ...]
+    rates: tuple[float, ...]
+    factors: tuple[tuple[str, tuple[float, ...]], ...]  # of earlier phases
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Combine the contributors in order, scale, and apply the rule: one pass over each block."""
+
+    seq: int
+    contributors: tuple[Weighted, ...]
+    rates: tuple[float, ...]
+    factors: tuple[tuple[str, tuple[float, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Save:
+    """Write the shard's blocks at version `seq` under `path`."""
+
+    seq: int
+    path: str
+
+
+Task = CreateTable | Seed | Measure | Apply | Save
+
+# --- effects ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send a message without payload, or Stage with the sender's gradient blocks."""
+
+    to: str
+    message: m.Message
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Send these blocks' parameters, as they are at the current version, to a worker.
+
+    The driver cuts them into Parameters frames, and must take the bytes before the next task runs.
+    """
+
+    worker: int
+    incarnation: int
+    version: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run a task on the store and come back with Done. At most one runs at a time."""
+
+    task: Task
+
+
+@dataclass(frozen=True)
+class Free:
+    """The staged blocks of these contributors are settled; their memory may be reused."""
+
+    contributors: tuple[Contributor, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Every shard's file of this snapshot is complete: write what makes it one, come back with Recorded."""
+
+    path: str
+    version: int
+    clock: int
+    files: tuple[str, ...]
+    spec: TableSpec
+
+
+@dataclass(frozen=True)
+class Log:
+    """A line for the person who watches."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Halt:
+    """This node's part is over; reason is "" when it ended well."""
+
+    reason: str
+
+
+# Effects of the session, for the thread that trains:
+
+
+@dataclass(frozen=True)
+class Dial:
+    """Keep connections to these servers (addresses by index) from now on."""
+
+    servers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Seeding:
+    """The table exists; seed: push the initial parameters (clock 0), else wait for Fresh."""
+
+    seed: bool
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """All parameters of `version` have arrived; the worker is now at `clock`."""
+
+    version: int
+    clock: int
+    committed: bool
+
+
+@dataclass(frozen=True)
+class Leased:
+    """The answer to a lease request; None: the data epoch is over."""
+
+    lease: Lease | None
+
+
+@dataclass(frozen=True)
+class Snapshotted:
+    path: str
+    version: int
+    error: str
+
+
+@dataclass(frozen=True)
+class Departed:
+    """The coordinator has let this worker go."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The session cannot go on; kind is the name of an error class in shoal.errors."""
+
+    kind: str
+    text: str
+
+
+Effect = (
+    Send
+    | Publish
+    | Run
+    | Free
+    | Manifest
+    | Log
+    | Halt
+    | Dial
+    | Seeding
+    | Fresh
+    | Leased
+    | Snapshotted
+    | Departed
+    | Failed
+)
+
+
+class Machine(Protocol):
+    """What a driver drives. event: one of this module's, or a command of the machine's own."""
+
+    def step(self, event: object, now: int) -> Sequence[Effect]: ...

@@ -1,0 +1,118 @@
+"""Who is in the job: servers, and workers with their incarnation, clock and state.
+
+A worker is alive while it is heard from; one that is silent for lease_ms, or whose connection
+broke and stayed broken for grace_ms, is dead and its incarnation may change nothing any more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shoal.config import Limits
+from shoal.vocabulary import Lease
+from shoal.wire import messages as m
+
+# The life of a member, in order:
+JOINED = "joined"  # has a number, no table yet
+DECLARED = "declared"  # has declared the table, waits for its first parameters
+COMPUTING = "computing"  # works on its clock
+READY = "ready"  # its contribution is complete, not committed
+PARKED = "parked"  # its contribution is committed, it waits for parameters (Bounded)
+IDLE = "idle"  # waits for a lease
+
+
+@dataclass
+class Member:
+    """One incarnation of one worker."""
+
+    worker: int
+    incarnation: int
+    nonce: int
+    pid: int
+    heard_at: int
+    state: str = JOINED
+    clock: int = 0
+    version: int = 0  # of the parameters it computes on
+    broken_at: int | None = None  # when its connection was lost
+    seeder: bool = False
+    ready: m.Ready | None = None
+    released: m.Released | None = None  # the last answer, to repeat
+    request: m.LeaseRequest | None = None
+    granted: m.Granted | None = None  # the last answer, to repeat
+    leases: list[Lease] = field(default_factory=list)  # taken for this clock, not committed
+    leasing: bool = False  # takes its samples from the ledger
+    own_data: bool = False  # its last contribution used no lease
+    started_at: int = 0  # when it began to compute
+    speed: float = 0.0  # samples per second, smoothed
+    samples: int = 0  # committed
+    received: int = 0
+    sent: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def busy(self) -> bool:
+        """Whether policies count this worker."""
+        return self.state in (COMPUTING, READY, PARKED)
+
+
+@dataclass
+class Server:
+    """One server process."""
+
+    index: int
+    address: str
+    pid: int
+    heard_at: int
+    created: bool = False
+    version: int = 0
+    broken_at: int | None = None
+    received: int = 0
+    sent: int = 0
+
+
+@dataclass
+class Membership:
+    """All members by worker number, and all servers by index."""
+
+    limits: Limits
+    servers: dict[int, Server] = field(default_factory=dict)
+    members: dict[int, Member] = field(default_factory=dict)
+    incarnations: int = 0
+    joined_ever: int = 0
+
+    def join(self, join: m.Join, now: int) -> Member:
+        """A new member under the rank it asks for (-1: the lowest free one)."""
+        worker = join.rank
+        if worker < 0:
+            worker = next(number for number in range(len(self.members) + 1) if number not in self.members)
+        member = Member(worker, self.incarnations, join.nonce, join.pid, heard_at=now)
+        self.incarnations += 1
+        self.joined_ever += 1
+        self.members[worker] = member
+        return member
+
+    def find(self, worker: int, incarnation: int) -> Member | None:
+        """The member, unless this incarnation is not (or no longer) alive."""
+        member = self.members.get(worker)
+        return member if member is not None and member.incarnation == incarnation else None
+
+    def ordered(self) -> list[Member]:
+        return [self.members[worker] for worker in sorted(self.members)]
+
+    def dead(self, now: int) -> list[tuple[Member, str]]:
+        """Members past their lease or grace, each with the reason in words."""
+        found: list[tuple[Member, str]] = []
+        for member in self.ordered():
+            if member.broken_at is not None and now - member.broken_at >= self.limits.grace_ms:
+                found.append((member, f"its connection broke {now - member.broken_at} ms ago and did not come back"))
+            elif now - member.heard_at >= self.limits.lease_ms:
+                found.append((member, f"it was silent for {now - member.heard_at} ms (SHOAL_LEASE_MS)"))
+        return found
+
+    def dead_server(self, now: int) -> Server | None:
+        """A server whose connection stayed broken for grace_ms, or that was silent for lease_ms."""
+        for server in self.servers.values():
+            broken = server.broken_at is not None and now - server.broken_at >= self.limits.grace_ms
+            if broken or now - server.heard_at >= self.limits.lease_ms:
+                return server
+        return None

@@ -1,0 +1,264 @@
+"""A shard: stages blocks, and applies the commit log strictly in order.
+
+What it promises: a block staged twice changes nothing; a commit is applied once, after all before
+it; what a worker is sent is the state after exactly `version` commits; an older epoch or a fenced
+incarnation changes nothing. Numbers are the store's: the shard only names blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from shoal.config import Limits
+from shoal.core import machine as k
+from shoal.errors import ProtocolError
+from shoal.optim import phases
+from shoal.placement import owned
+from shoal.vocabulary import COORDINATOR, Contributor, TableSpec, server_name, worker_name
+from shoal.wire import messages as m
+
+
+SAVED_MAX = 16  # snapshots whose file can still be named to a coordinator that asks again
+
+
+@dataclass(frozen=True)
+class Open:
+    """Command: announce this server to the coordinator. version: above 0 if a snapshot was loaded."""
+
+    address: str
+    pid: int
+    version: int = 0
+
+
+@dataclass
+class Progress:
+    """The commit being worked on: which phases are measured, and what they added up to."""
+
+    commit: m.Commit
+    remaining: list[str]
+    factors: tuple[tuple[str, tuple[float, ...]], ...] = ()
+    norms: m.Norms | None = None  # sent, and waiting for its Factors
+
+
+@dataclass
+class Shard:
+    """The state machine of server `index`."""
+
+    index: int
+    limits: Limits = field(default_factory=Limits)
+    epoch: int = 0
+    version: int = 0
+    spec: TableSpec | None = None
+    blocks: tuple[int, ...] = ()
+    staged: dict[Contributor, set[int]] = field(default_factory=dict)
+    closed: dict[int, tuple[int, int]] = field(default_factory=dict)  # worker -> (incarnation, clock) settled
+    fenced: dict[int, int] = field(default_factory=dict)  # worker -> incarnation
+    pending: dict[int, m.Commit] = field(default_factory=dict)
+    progress: Progress | None = None
+    running: k.Task | None = None
+    saved: dict[int, m.Saved] = field(default_factory=dict)  # files of the last snapshots, by version
+    register: m.Register | None = None
+    registered: bool = False
+    asked_at: int = 0
+    beat_at: int = 0
+
+    def step(self, event: object, now: int) -> list[k.Effect]:
+        """Take one event; return what is to be done about it."""
+        match event:
+            case k.Received(message=message):
+                return self._received(message)
+            case k.Done() as done:
+                return self._done(done)
+            case k.Tick():
+                return self._tick(now)
+            case Open(address, pid, version):
+                self.version = version
+                self.register = m.Register(self.index, address, pid, version)
+                self.asked_at = now
+                return [k.Send(COORDINATOR, self.register)]
+            case k.Regained(peer) if peer == COORDINATOR and self.register is not None:
+                return [k.Send(COORDINATOR, msgspec.structs.replace(self.register, version=self.version))]
+            case _:
+                return []
+
+    def admits(self, stage: m.Stage) -> bool:
+        """Whether the payload of `stage` is wanted; ProtocolError if it names blocks of another shard."""
+        who = stage.contributor
+        if self.spec is None or self.settled(who):
+            return False
+        strange = set(stage.blocks) - set(self.blocks)
+        if strange or not stage.blocks:
+            raise ProtocolError(
+                f"worker {who.worker} pushed blocks {sorted(strange)[:4]} to server {self.index}, which does not "
+                f"hold them: it was started with another number of servers"
+            )
+        return not self.staged.get(who, set()).issuperset(stage.blocks)
+
+    def settled(self, who: Contributor) -> bool:
+        """Whether this contribution's fate is sealed: nothing of it is taken any more."""
+        fenced = who.incarnation <= self.fenced.get(who.worker, -1)
+        return fenced or (who.incarnation, who.clock) <= self.closed.get(who.worker, (-1, -1))
+
+    # --- messages -----------------------------------------------------------------------------
+
+    def _received(self, message: m.Message) -> list[k.Effect]:
+        match message:
+            case m.Stage():
+                return self._stage(message)
+            case m.Commit():
+                return self._commit(message)
+            case m.Factors():
+                return self._factors(message)
+            case m.Pull():
+                return self._pull(message)
+            case m.Create():
+                return self._create(message)
+            case m.Registered(epoch):
+                self.registered = True
+                self.epoch = max(self.epoch, epoch)
+                return []
+            case m.Stop(reason):
+                return [k.Halt(reason)]
+            case m.Refused(what=what, reason=reason) if what == "Register":
+                return [k.Halt(reason)]
+            case _:
+                return []
+
+    def _create(self, create: m.Create) -> list[k.Effect]:
+        if create.epoch < self.epoch:
+            return []
+        self.epoch = create.epoch
+        if self.spec is not None:
+            created = not isinstance(self.running, k.CreateTable)
+            return [k.Send(COORDINATOR, m.Created(self.index, self.version))] if created else []
+        self.spec = create.spec
+        self.blocks = owned(create.spec, create.shard, create.shards)
+        return self._run(k.CreateTable(create.spec, create.shard, create.shards))
+
+    def _stage(self, stage: m.Stage) -> list[k.Effect]:
+        who = stage.contributor
+        if self.spec is None or who.incarnation <= self.fenced.get(who.worker, -1):
+            return []
+        if not self.settled(who):
+            self.staged.setdefault(who, set()).update(stage.blocks)
+        return [k.Send(worker_name(who.worker), m.Staged(self.index, who, stage.blocks))]
+
+    def _commit(self, commit: m.Commit) -> list[k.Effect]:
+        if commit.epoch < self.epoch:
+            return []
+        self.epoch = commit.epoch
+        if commit.seq <= self.version:
+            repeated = [k.Send(COORDINATOR, self.saved[commit.seq])] if commit.seq in self.saved else []
+            return [k.Send(COORDINATOR, m.Applied(self.index, commit.seq)), *repeated]
+        if self.progress is not None and self.progress.commit.seq == commit.seq:
+            return [k.Send(COORDINATOR, self.progress.norms)] if self.progress.norms is not None else []
+        self.pending[commit.seq] = commit
+        return self._advance()
+
+    def _factors(self, factors: m.Factors) -> list[k.Effect]:
+        progress = self.progress
+        if factors.epoch < self.epoch or progress is None or progress.norms is None:
+            return []
+        if (factors.seq, factors.phase) != (progress.commit.seq, progress.norms.phase):
+            return []
+        progress.factors += ((factors.phase, factors.values),)
+        progress.norms = None
+        return self._compute()
+
+    def _pull(self, pull: m.Pull) -> list[k.Effect]:
+        if pull.version > self.version or pull.incarnation <= self.fenced.get(pull.worker, -1):
+            return []  # not there yet: the commit that releases this worker will publish it
+        if pull.version == self.version and not isinstance(self.running, k.Apply | k.Seed):
+            blocks = tuple(sorted(set(pull.blocks) & set(self.blocks)))
+            return [k.Publish(pull.worker, pull.incarnation, self.version, blocks)] if blocks else []
+        moved = m.Moved(self.index, pull.worker, pull.incarnation, asked=pull.version, version=self.version)
+        return [k.Send(worker_name(pull.worker), moved)]
+
+    # --- the log ------------------------------------------------------------------------------
+
+    def _advance(self) -> list[k.Effect]:
+        """Start the next commit if it is here and nothing else is under way."""
+        effects: list[k.Effect] = []
+        while self.progress is None and self.running is None and self.version + 1 in self.pending:
+            commit = self.pending.pop(self.version + 1)
+            assert self.spec is not None, "a commit cannot come before its table"
+            rule_phases = phases.phases(self.spec) if commit.kind == "update" and commit.contributors else ()
+            self.progress = Progress(commit, list(rule_phases))
+            effects += self._compute()
+        return effects
+
+    def _compute(self) -> list[k.Effect]:
+        """The next task of the commit in progress, or its end where nothing has to be computed."""
+        progress = self.progress
+        assert progress is not None
+        commit = progress.commit
+        if progress.remaining:
+            phase = progress.remaining.pop(0)
+            return self._run(k.Measure(commit.seq, phase, commit.contributors, commit.rates, progress.factors))
+        if commit.kind == "seed":
+            return self._run(k.Seed(commit.seq, commit.contributors[0].contributor))
+        if commit.contributors:
+            return self._run(k.Apply(commit.seq, commit.contributors, commit.rates, progress.factors))
+        return self._finish()
+
+    def _run(self, task: k.Task) -> list[k.Effect]:
+        self.running = task
+        return [k.Run(task)]
+
+    def _done(self, done: k.Done) -> list[k.Effect]:
+        self.running = None
+        if done.error and not isinstance(done.task, k.Save):
+            return [k.Halt(f"server {self.index} failed at version {self.version}: {done.error}")]
+        match done.task:
+            case k.CreateTable():
+                return [k.Send(COORDINATOR, m.Created(self.index, self.version))]
+            case k.Measure(seq=seq, phase=phase):
+                assert self.progress is not None and not isinstance(done.result, str)
+                self.progress.norms = m.Norms(self.index, seq, phase, done.result)
+                return [k.Send(COORDINATOR, self.progress.norms)]
+            case k.Seed() | k.Apply():
+                return self._finish() + self._advance()
+            case k.Save(seq=seq):
+                assert isinstance(done.result, str)
+                self.saved[seq] = m.Saved(self.index, seq, done.result, done.error)
+                if len(self.saved) > SAVED_MAX:
+                    del self.saved[min(self.saved)]
+                return [k.Send(COORDINATOR, self.saved[seq]), *self._advance()]
+
+    def _finish(self) -> list[k.Effect]:
+        """The commit is applied: publish the version, settle what it closes, say so."""
+        assert self.progress is not None
+        commit, self.progress = self.progress.commit, None
+        self.version = commit.seq
+        effects: list[k.Effect] = [
+            k.Publish(worker, incarnation, self.version, self.blocks)
+            for worker, incarnation in commit.release
+            if self.blocks
+        ]
+        for worker, incarnation in commit.fences:
+            self.fenced[worker] = max(self.fenced.get(worker, -1), incarnation)
+        for worker, incarnation, clock in commit.closes:
+            self.closed[worker] = max(self.closed.get(worker, (-1, -1)), (incarnation, clock))
+        settled = tuple(who for who in self.staged if self.settled(who))
+        for who in settled:
+            del self.staged[who]
+        if commit.closes or commit.fences:
+            effects.append(k.Free(settled))
+        effects.append(k.Send(COORDINATOR, m.Applied(self.index, self.version)))
+        if commit.save:
+            effects += self._run(k.Save(self.version, commit.save))
+        return effects
+
+
+    def _tick(self, now: int) -> list[k.Effect]:
+        effects: list[k.Effect] = []
+        if self.register is not None and not self.registered and now - self.asked_at >= self.limits.resend_ms:
+            self.asked_at = now
+            effects.append(k.Send(COORDINATOR, self.register))
+        if self.registered and now - self.beat_at >= self.limits.heartbeat_ms:
+            self.beat_at = now
+            # The driver fills in the bytes: they are counted where they flow.
+            effects.append(k.Send(COORDINATOR, m.Heartbeat(server_name(self.index), 0, 0, 0, self.version)))
+        return effects

@@ -1,0 +1,93 @@
+"""The ledger of samples: per data epoch, each sample is in exactly one commit.
+
+A sample is always in one of three places: free, leased to one worker, or committed. Leases are
+positions in the epoch's shuffled order; workers compute the order themselves from the seed, so no
+index travels. Free positions are handed out lowest first, so the same requests in the same order
+get the same samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from shoal.vocabulary import Dataset, Lease
+
+Span = tuple[int, int]
+
+
+@dataclass
+class Ledger:
+    """Leases the samples of `dataset`, one data epoch after the other."""
+
+    dataset: Dataset
+    epoch: int = 0
+    committed: int = 0  # samples of this epoch
+    free: list[Span] = field(default_factory=list)
+    leased: dict[int, tuple[int, Lease]] = field(default_factory=dict)  # identity -> (worker, lease)
+    identities: int = 0
+
+    def __post_init__(self) -> None:
+        self.free = [(0, self.dataset.size)]
+
+    @property
+    def done(self) -> bool:
+        """Every sample of the epoch is committed."""
+        return self.committed == self.dataset.size
+
+    def advance(self) -> None:
+        """Open the next data epoch. Samples already in an unfinished gradient stay leased until its commit."""
+        self.epoch += 1
+        self.committed = 0
+        self.free = [(0, self.dataset.size)]
+
+    def grant(self, worker: int, share: float = 1.0) -> Lease | None:
+        """Lease up to batch * share free samples (at least one) to `worker`; None when none is free."""
+        if not self.free:
+            return None
+        wanted = max(1, round(self.dataset.batch * share))
+        taken: list[Span] = []
+        while wanted and self.free:
+            start, stop = self.free.pop(0)
+            cut = min(stop, start + wanted)
+            taken.append((start, cut))
+            wanted -= cut - start
+            if cut < stop:
+                self.free.insert(0, (cut, stop))
+        self.identities += 1
+        lease = Lease(self.identities, self.epoch, tuple(taken))
+        self.leased[lease.identity] = (worker, lease)
+        return lease
+
+    def commit(self, worker: int, identities: Iterable[int]) -> tuple[tuple[int, int, int], ...]:
+        """Settle these leases of `worker`; returns (epoch, start, stop) of the samples accounted for.
+
+        Leases that were taken back meanwhile are passed over: their samples belong to someone else.
+        """
+        spans: list[tuple[int, int, int]] = []
+        for identity in identities:
+            if self.leased.get(identity, (None,))[0] != worker:
+                continue
+            _, lease = self.leased.pop(identity)
+            self.committed += lease.samples if lease.epoch == self.epoch else 0
+            spans += [(lease.epoch, start, stop) for start, stop in lease.spans]
+        return tuple(spans)
+
+    def take_back(self, worker: int) -> int:
+        """Free all that is leased to `worker`; returns how many samples are free again."""
+        mine = [identity for identity, (owner, _) in self.leased.items() if owner == worker]
+        leases = [self.leased.pop(identity)[1] for identity in mine]
+        spans = [span for lease in leases if lease.epoch == self.epoch for span in lease.spans]
+        self.free = _merged([*self.free, *spans])
+        return sum(stop - start for start, stop in spans)
+
+
+def _merged(spans: list[Span]) -> list[Span]:
+    """Sorted, with touching spans joined."""
+    merged: list[Span] = []
+    for start, stop in sorted(spans):
+        if merged and merged[-1][1] == start:
+            merged[-1] = (merged[-1][0], stop)
+        else:
+            merged.append((start, stop))
+    return merged

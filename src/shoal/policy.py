@@ -1,0 +1,159 @@
+"""Consistency policies: small frozen values with pure functions over a view of the job.
+
+Sync is bulk synchronous parallel; with a quorum below 1 it is Sync with backup workers (Chen et
+al. 2016, arXiv 1604.00981): gradients that come after their commit are dropped. Bounded is stale
+synchronous parallel (Ho et al. 2013): a worker's parameters contain every contribution of every
+live worker for clocks up to its own minus the staleness bound. Async is Bounded without a bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from shoal.errors import ConfigurationError
+from shoal.vocabulary import PolicySpec
+
+
+@dataclass(frozen=True)
+class View:
+    """What a policy may know. Workers that are parked without samples are not in it.
+
+    clocks: the clock that each live, busy worker is working on, or has made ready.
+    ready: workers whose contribution for their clock is complete and not yet committed.
+    """
+
+    clocks: Mapping[int, int]
+    ready: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Go:
+    """Commit these workers' contributions as one entry (in worker order)."""
+
+    workers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Wait:
+    reason: str
+
+
+class Policy(Protocol):
+    """Decides what is committed, and when a worker may go on."""
+
+    @property
+    def spec(self) -> PolicySpec: ...
+
+    @property
+    def lockstep(self) -> bool:
+        """True: all workers share one clock, and a commit settles it for all of them."""
+        ...
+
+    def commit(self, view: View) -> Go | Wait:
+        """The next entry to append, if any; called again after each Go."""
+        ...
+
+    def read(self, view: View, finished: int) -> Wait | None:
+        """None: a worker that finished clock `finished` may have parameters and go on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sync:
+    """Commit a clock when the quorum of the live workers is ready for it."""
+
+    quorum: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.quorum <= 1.0:
+            raise ConfigurationError(f"Sync(quorum={self.quorum}) must lie in (0, 1]; 1.0 waits for every worker")
+
+    @property
+    def spec(self) -> PolicySpec:
+        return PolicySpec(kind="sync", quorum=self.quorum)
+
+    @property
+    def lockstep(self) -> bool:
+        return True
+
+    def commit(self, view: View) -> Go | Wait:
+        needed = math.ceil(self.quorum * len(view.clocks) - 1e-9)
+        if not view.ready:
+            return Wait("no worker is ready")
+        if len(view.ready) < needed:
+            late = sorted(set(view.clocks) - view.ready)
+            return Wait(f"{len(view.ready)} of the {needed} workers needed are ready; not yet: {late}")
+        return Go(tuple(sorted(view.ready)))
+
+    def read(self, view: View, finished: int) -> Wait | None:
+        return None  # a commit is the end of the clock for everyone
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """Commit each contribution as it becomes ready; no worker runs more than `staleness` clocks ahead."""
+
+    staleness: int
+
+    def __post_init__(self) -> None:
+        if self.staleness < 0:
+            raise ConfigurationError(f"Bounded(staleness={self.staleness}) must be 0 or more")
+
+    @property
+    def spec(self) -> PolicySpec:
+        return PolicySpec(kind="bounded", staleness=self.staleness)
+
+    @property
+    def lockstep(self) -> bool:
+        return False
+
+    def commit(self, view: View) -> Go | Wait:
+        return _first_ready(view)
+
+    def read(self, view: View, finished: int) -> Wait | None:
+        behind = {worker: clock for worker, clock in view.clocks.items() if clock < finished + 1 - self.staleness}
+        if not behind:
+            return None
+        worker, clock = min(behind.items(), key=lambda item: (item[1], item[0]))
+        return Wait(f"worker {worker} is at clock {clock}, more than {self.staleness} behind {finished + 1}")
+
+
+@dataclass(frozen=True)
+class Async:
+    """Commit each contribution as it becomes ready; nobody waits for anybody."""
+
+    @property
+    def spec(self) -> PolicySpec:
+        return PolicySpec(kind="async")
+
+    @property
+    def lockstep(self) -> bool:
+        return False
+
+    def commit(self, view: View) -> Go | Wait:
+        return _first_ready(view)
+
+    def read(self, view: View, finished: int) -> Wait | None:
+        return None
+
+
+def _first_ready(view: View) -> Go | Wait:
+    if not view.ready:
+        return Wait("no worker is ready")
+    return Go((min(view.ready, key=lambda worker: (view.clocks.get(worker, 0), worker)),))
+
+
+def from_spec(spec: PolicySpec) -> Policy:
+    """The policy that a table declares (ConfigurationError for one this version does not know)."""
+    match spec.kind:
+        case "sync":
+            return Sync(spec.quorum)
+        case "bounded":
+            return Bounded(spec.staleness)
+        case "async":
+            return Async()
+        case other:
+            raise ConfigurationError(f"unknown policy {other!r}; known: sync, bounded, async")

@@ -1,0 +1,72 @@
+"""A whole job inside one process: coordinator and servers on one background loop, over inproc.
+
+What `shoal.connect()` gives a script that runs alone: the same machines, log and rules as a
+cluster, so the script need not change when it gets one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from asyncio import Future, Task
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from shoal.config import Job
+from shoal.runtime.coordinator import CoordinatorNode
+from shoal.runtime.node import Node
+from shoal.runtime.server import ServerNode
+from shoal.runtime.worker import LoopThread
+from shoal.transport import Wrap, unwrapped
+
+_numbers = itertools.count()
+
+
+class Quiet(CoordinatorNode):
+    """A coordinator inside the script's own process: its log lines would only be in the way."""
+
+    def log(self, text: str) -> None:
+        """Say nothing."""
+
+
+class EmbeddedJob:
+    """Coordinator and servers of a job, in this process. Workers join at `address`, on `thread`."""
+
+    def __init__(self, job: Job, resume: Path | None = None, wrap: Wrap = unwrapped, scheme: str = "inproc") -> None:
+        """scheme "tcp" puts the job on loopback ports instead, for workers on other threads or processes."""
+        self.job = job
+        self.thread = LoopThread("shoal-embedded")
+        self._scheme = scheme
+        self._number = next(_numbers)
+        self._nodes: list[Node] = []
+        self._closing: Task[None] | None = None  # kept, or the loop would forget it
+        self.address = self.thread.call(self._open(resume, wrap))
+
+    async def _open(self, resume: Path | None, wrap: Wrap) -> str:
+        coordinator = Quiet(self.job, resume, wrap)
+        self._nodes.append(coordinator)
+        address = await coordinator.listen(self._listen("coordinator"))
+        for index in range(self.job.servers):
+            server = ServerNode(index, self.job, resume, wrap)
+            self._nodes.append(server)
+            await server.open(address, self._listen(f"server-{index}"))
+        for node in self._nodes:
+            # As a process would: what halts closes its connections, and its peers notice.
+            node.halted.add_done_callback(partial(self._halted, node))
+        return address
+
+    def _halted(self, node: Node, _: Future[str]) -> None:
+        self._closing = node.halted.get_loop().create_task(node.close())
+
+    def _listen(self, name: str) -> str:
+        return "tcp://127.0.0.1:0" if self._scheme == "tcp" else f"inproc://{self._number}-{name}"
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        return self._nodes
+
+    def close(self) -> None:
+        """End every node; workers that are still there lose their job."""
+        for node in self._nodes:
+            self.thread.call(node.close())
+        self.thread.stop()

@@ -1,0 +1,278 @@
+"""A node: one machine of core, driven over real connections on one event loop.
+
+It opens connections with a handshake (protocol version, job, token) before anything else is taken,
+binds each peer's name to its newest connection, dials again what it should be connected to, hands
+every message to the machine, and performs the effects. Subclasses know what their machine needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from shoal import transport
+from shoal.config import PROTOCOL, Job
+from shoal.core import machine as k
+from shoal.errors import ProtocolError, RefusedError, ShoalError, StartupError
+from shoal.transport import Connection, Listener, Wrap, unwrapped
+from shoal.wire import messages as m
+from shoal.wire.framing import Buffer
+
+REDIAL_SECONDS = 0.05
+
+
+def milliseconds() -> int:
+    """The clock that machines see."""
+    return time.monotonic_ns() // 1_000_000
+
+
+@dataclass
+class Peer:
+    """One connection and what is known of its other end."""
+
+    connection: Connection
+    name: str = ""  # known once the handshake is over
+    accepted: asyncio.Future[None] | None = None  # of a dial that waits for its handshake
+    wrapped: Connection = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.wrapped = self.connection
+
+
+class Node(ABC):
+    """One node of a job. All methods run on its event loop."""
+
+    def __init__(self, name: str, job: Job, wrap: Wrap = unwrapped) -> None:
+        self.name = name
+        self.job = job
+        self.peers: dict[str, Peer] = {}
+        self.halted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._wrap = wrap
+        self._links: dict[Connection, Peer] = {}
+        self._dialled: dict[str, str] = {}  # name -> address of the peers this node connects to
+        self._redials: set[asyncio.Task[None]] = set()
+        self._closed_bytes = [0, 0]  # received, sent on connections that are gone
+        self._visitors = 0
+        self._closing = False
+        self._listener: Listener | None = None
+        self._ticking = asyncio.get_running_loop().create_task(self._tick())
+
+    @abstractmethod
+    def machine(self) -> k.Machine: ...
+
+    @abstractmethod
+    def perform(self, effect: k.Effect) -> None:
+        """Perform an effect other than Send to a peer, Log and Halt."""
+
+    def admit_payload(self, source: str, message: m.Message, payload_bytes: int) -> Sequence[memoryview] | None:
+        """Where the payload of a message lands; the default takes none."""
+        kind = type(message).__name__
+        raise ProtocolError(f"{source} sent {kind} with {payload_bytes} bytes, which {self.name} does not take")
+
+    def take(self, source: str, message: m.Message, delivered: bool) -> None:
+        """A message is complete. The default hands it to the machine."""
+        self.event(k.Received(source, message))
+
+    # --- driving ------------------------------------------------------------------------------
+
+    def event(self, event: object) -> None:
+        """Let the machine take an event, and perform what it answers."""
+        try:
+            self._act(event)
+        except ProtocolError:
+            raise  # the peer's fault: the transport closes its connection
+        except Exception as error:
+            traceback.print_exc()
+            self.broke(error)
+
+    def broke(self, error: Exception) -> None:
+        """A defect: nothing may wait for this node any longer. The default ends it."""
+        self.halt(f"{self.name} met a defect of Shoal: {error!r}")
+
+    def halt(self, reason: str) -> None:
+        """End this node; reason is "" when it ends well. The first reason stays."""
+        if not self.halted.done():
+            self.halted.set_result(reason)
+
+    def _act(self, event: object) -> None:
+        for effect in self.machine().step(event, milliseconds()):
+            match effect:
+                case k.Send(to, message):
+                    self.send(to, message)
+                case k.Log(text):
+                    self.log(text)
+                case k.Halt(reason):
+                    self.halt(reason)
+                case _:
+                    self.perform(effect)
+
+    def log(self, text: str) -> None:
+        print(text, flush=True)
+
+    def send(self, to: str, message: m.Message, payload: Sequence[Buffer] = ()) -> None:
+        """Send to a peer by name. Without a connection the message is lost: machines send again."""
+        peer = self.peers.get(to)
+        if peer is None:
+            return
+        if isinstance(message, m.Heartbeat):
+            received, sent = self.bytes_moved()
+            message = msgspec.structs.replace(message, received=received, sent=sent)
+        peer.wrapped.send(message, payload)
+
+    def bytes_moved(self) -> tuple[int, int]:
+        """Bytes received and sent since the node started."""
+        links = list(self._links)
+        return (
+            self._closed_bytes[0] + sum(link.received_bytes for link in links),
+            self._closed_bytes[1] + sum(link.sent_bytes for link in links),
+        )
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(self.job.limits.tick_ms / 1000)
+            self.event(k.Tick())
+
+    # --- connections --------------------------------------------------------------------------
+
+    async def listen(self, address: str) -> str:
+        """Accept peers at `address`; returns the real one (with the port that was picked)."""
+        self._listener = await transport.listen(address, self._accept, self.job.limits)
+        return self._listener.address
+
+    async def dial(self, name: str, address: str, deadline_ms: int | None = None) -> None:
+        """Connect to the node `name`, and from now on connect again whenever the connection is lost.
+
+        Raises StartupError when nobody answers by the deadline (default: limits.connect_ms), and
+        RefusedError when the peer says no.
+        """
+        deadline = self.job.limits.connect_ms if deadline_ms is None else deadline_ms
+        try:
+            connection = await transport.connect(address, self, self.job.limits, deadline)
+        except StartupError as error:
+            raise StartupError(f"{self.name} cannot reach {name}: {error}") from None
+        peer = self._links.setdefault(connection, Peer(connection))
+        peer.accepted = asyncio.get_running_loop().create_future()
+        peer.name = name
+        connection.send(m.Hello(PROTOCOL, self.job.name, self.job.token, self.name))
+        try:
+            await asyncio.wait_for(peer.accepted, deadline / 1000)
+        except TimeoutError:
+            connection.close()
+            raise StartupError(
+                f"{name} at {address} took the connection of {self.name} but did not answer within "
+                f"{deadline / 1000:g} s: is it a Shoal {name.partition('/')[0]}?"
+            ) from None
+        peer.accepted = None
+        self._bind(peer, name)
+        self._dialled[name] = address
+
+    async def _redial(self, name: str) -> None:
+        """The connection to `name` is lost: connect again; give up after limits.connect_ms."""
+        await asyncio.sleep(REDIAL_SECONDS)
+        try:
+            await self.dial(name, self._dialled[name])
+        except ShoalError as error:
+            self.unreachable(name, error)
+
+    def unreachable(self, name: str, error: ShoalError) -> None:
+        """A peer that was dialled is gone for good. The default ends the node."""
+        self.halt(str(error))
+
+    def _accept(self, connection: Connection) -> Node:
+        peer = Peer(connection)
+        self._links[connection] = peer
+        wait_s = self.job.limits.connect_ms / 1000
+        asyncio.get_running_loop().call_later(wait_s, lambda: None if peer.name else connection.close())
+        return self
+
+    def _bind(self, peer: Peer, name: str) -> None:
+        """From now on `name` is reached over this connection."""
+        old = self.peers.get(name)
+        peer.name = name
+        peer.wrapped = self._wrap(peer.connection)
+        self.peers[name] = peer
+        if old is not None:
+            old.connection.close()
+        self.event(k.Regained(name))
+
+    def _hello(self, peer: Peer, hello: m.Hello) -> None:
+        """Answer a handshake: the same protocol, job and token, or one clear refusal."""
+        if hello.protocol != PROTOCOL:
+            reason = (
+                f"{self.name} speaks protocol {PROTOCOL}, {hello.name} {hello.protocol}: "
+                f"install the same version of shoal on both"
+            )
+        elif hello.job != self.job.name:
+            reason = f"{self.name} belongs to job {self.job.name!r}, not to {hello.job!r}: check the address"
+        elif not hmac.compare_digest(hello.token.encode(), self.job.token.encode()):
+            reason = f"the token does not match that of job {self.job.name!r}: set SHOAL_TOKEN to the job's own"
+        else:
+            self._visitors += 1
+            peer.connection.send(m.Accepted(self.name))
+            self._bind(peer, hello.name or f"visitor/{self._visitors}")
+            return
+        self.log(f"refused {hello.name or 'a visitor'} from {peer.connection.address}: {reason}")
+        peer.connection.send(m.Refused("Hello", reason))
+        peer.connection.close()
+
+    # --- the transport's receiver ---------------------------------------------------------------
+
+    def admit(self, connection: Connection, message: m.Message, payload_bytes: int) -> Sequence[memoryview] | None:
+        peer = self._links.get(connection)
+        if peer is None or self.peers.get(peer.name) is not peer:
+            raise ProtocolError(f"{connection.address} sent {payload_bytes} bytes before its handshake")
+        return self.admit_payload(peer.name, message, payload_bytes)
+
+    def received(self, connection: Connection, message: m.Message, delivered: bool) -> None:
+        peer = self._links.setdefault(connection, Peer(connection))
+        if peer.name and self.peers.get(peer.name) is peer:
+            self.take(peer.name, message, delivered)
+            return
+        match message:
+            case m.Hello() if not peer.name:
+                self._hello(peer, message)
+            case m.Accepted() if peer.accepted is not None:
+                peer.accepted.set_result(None)
+            case m.Refused(reason=reason) if peer.accepted is not None:
+                peer.accepted.set_exception(RefusedError(f"{peer.name} refused {self.name}: {reason}"))
+            case _:
+                self.log(f"{connection.address} sent {type(message).__name__} before its handshake: closed")
+                connection.close()
+
+    def lost(self, connection: Connection, reason: str) -> None:
+        peer = self._links.pop(connection, None)
+        self._closed_bytes[0] += connection.received_bytes
+        self._closed_bytes[1] += connection.sent_bytes
+        if peer is None:
+            return
+        if peer.accepted is not None and not peer.accepted.done():
+            why = reason or "it closed the connection"
+            peer.accepted.set_exception(StartupError(f"{peer.name} broke off the handshake of {self.name}: {why}"))
+        if reason and not peer.name:
+            self.log(f"closed {connection.address}: {reason}")
+        if self.peers.get(peer.name) is peer:
+            del self.peers[peer.name]
+            if not peer.name.startswith("visitor/"):
+                self.event(k.Lost(peer.name))
+            if peer.name in self._dialled and not self._closing:
+                redial = asyncio.get_running_loop().create_task(self._redial(peer.name))
+                self._redials.add(redial)
+                redial.add_done_callback(self._redials.discard)
+
+    async def close(self) -> None:
+        """Close everything, once what was sent has left."""
+        self._closing = True
+        for task in (self._ticking, *self._redials):
+            task.cancel()
+        for connection in list(self._links):
+            connection.close()
+        if self._listener is not None:
+            await self._listener.close()
+

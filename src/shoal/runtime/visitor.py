@@ -1,0 +1,82 @@
+"""Asks a coordinator for the state of its job, as a visitor who is no member: one blocking call."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import deque
+from typing import TypeVar
+
+from shoal.config import PROTOCOL, Limits
+from shoal.errors import ConfigurationError, DeadlineError, JobError, ProtocolError, RefusedError
+from shoal.wire import messages as m
+from shoal.wire.framing import Decoder, encode
+
+_LIMITS = Limits(payload_bytes_max=1)  # a Status carries no payload
+_READ_BYTES = 64 << 10
+
+Reply = TypeVar("Reply", bound=m.Message)
+
+
+def status(address: str, job: str, token: str, deadline_ms: int) -> m.Status:
+    """The Status of the job whose coordinator listens at `address` ("tcp://host:port").
+
+    Raises JobError when nobody listens there or the connection breaks, RefusedError for a wrong job
+    name or token, ProtocolError when the other side is no Shoal coordinator, DeadlineError when it
+    does not answer within deadline_ms, ConfigurationError when the address is not one.
+    """
+    host, port = _host_and_port(address)
+    until = time.monotonic() + deadline_ms / 1000
+    try:
+        with socket.create_connection((host, port), timeout=deadline_ms / 1000) as connection:
+            replies = _Replies(connection, address, until)
+            connection.sendall(encode(m.Hello(PROTOCOL, job, token, "")))
+            replies.next(m.Accepted)
+            connection.sendall(encode(m.StatusRequest()))
+            return replies.next(m.Status)
+    except TimeoutError:
+        raise DeadlineError(f"the coordinator at {address} did not answer for its status in {deadline_ms} ms") from None
+    except OSError as error:
+        raise JobError(f"no coordinator can be reached at {address} ({error.strerror or error})") from None
+
+
+class _Replies:
+    """The messages that come back on one connection."""
+
+    def __init__(self, connection: socket.socket, address: str, until: float) -> None:
+        self._connection = connection
+        self._address = address
+        self._until = until
+        self._arrived: deque[m.Message] = deque()
+        self._decoder = Decoder(_LIMITS, _discard, self._deliver)
+
+    def _deliver(self, message: m.Message, delivered: bool) -> None:
+        self._arrived.append(message)
+
+    def next(self, expected: type[Reply]) -> Reply:
+        """The next message, which must be of this type."""
+        while not self._arrived:
+            self._connection.settimeout(max(self._until - time.monotonic(), 0.001))
+            data = self._connection.recv(_READ_BYTES)
+            if not data:
+                raise JobError(f"the coordinator at {self._address} closed the connection; the job is ending")
+            self._decoder.feed(data)
+        message = self._arrived.popleft()
+        if isinstance(message, expected):
+            return message
+        if isinstance(message, m.Refused):
+            raise RefusedError(f"the coordinator at {self._address} refused: {message.reason}")
+        raise ProtocolError(
+            f"the coordinator at {self._address} answered {type(message).__name__} instead of {expected.__name__}"
+        )
+
+
+def _discard(message: m.Message, payload_bytes: int) -> None:
+    """No message for a visitor has a payload; were there one, it would be read past."""
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, separator, port = address.removeprefix("tcp://").rpartition(":")
+    if not (separator and host and port.isdecimal() and int(port) < 1 << 16):
+        raise ConfigurationError(f"{address!r} is not an address; it should read like tcp://127.0.0.1:43211")
+    return host.strip("[]"), int(port)

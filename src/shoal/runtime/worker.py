@@ -1,0 +1,343 @@
+"""A worker: what the training thread calls, and the node that does it on a loop of its own.
+
+Every call that waits has a deadline, and raises what went wrong by its name. Gradients are sent
+from the memory they lie in, parameters are received into the memory they are used from; both are
+the caller's, and no call that waits returns before they are at rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import threading
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import uvloop
+
+from shoal import errors
+from shoal.config import Job
+from shoal.core import machine as k
+from shoal.core import session as s
+from shoal.errors import ShoalError
+from shoal.placement import blocks_of_tensor, cut
+from shoal.runtime.node import Node
+from shoal.transport import Wrap, unwrapped
+from shoal.vocabulary import COORDINATOR, ITEM_BYTES, Dataset, Lease, TableSpec, server_name
+from shoal.wire import messages as m
+from shoal.wire.framing import Buffer
+
+Bytes = npt.NDArray[np.uint8]
+T = TypeVar("T")
+
+LEAVE_SECONDS = 5.0
+
+
+class LoopThread:
+    """An event loop on a daemon thread: the part of a worker that never blocks."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop and wait for it (it must have a deadline of its own)."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(LEAVE_SECONDS)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+
+class WorkerNode(Node):
+    """Drives a Session; resolves one future per command that waits."""
+
+    def __init__(self, job: Job, rank: int, wrap: Wrap = unwrapped) -> None:
+        super().__init__(f"worker/{rank}" if rank >= 0 else f"worker/new-{os.getpid()}", job, wrap)
+        self.session = s.Session(job.limits)
+        self.answer: Future[k.Effect] | None = None
+        self.failure: ShoalError | None = None
+        self.parameters: Sequence[Bytes] = ()
+        self.gradients: dict[int, Bytes] = {}  # tensor -> bytes, for the clock under way
+        self._seeding = False
+
+    def machine(self) -> s.Session:
+        return self.session
+
+    def ask(self, command: object, answer: Future[k.Effect]) -> None:
+        """Give the session a command whose answer someone waits for."""
+        if self.failure is not None:
+            answer.set_exception(self.failure)
+            return
+        self.answer = answer
+        self.event(command)
+
+    def seed(self, answer: Future[k.Effect] | None = None) -> None:
+        """Push the bound parameters as the job's initial ones."""
+        assert self.session.spec is not None
+        self.answer = answer or self.answer
+        self._seeding = True
+        self.event(s.Push(tuple(range(len(cut(self.session.spec))))))
+        self.event(s.Finish(samples=1, leases=(), rates=()))
+
+    def push(self, tensor: int, gradient: Bytes) -> None:
+        assert self.session.spec is not None
+        self.gradients[tensor] = gradient
+        self.event(s.Push(blocks_of_tensor(self.session.spec)[tensor]))
+
+    # --- effects ------------------------------------------------------------------------------
+
+    def send(self, to: str, message: m.Message, payload: Sequence[Buffer] = ()) -> None:
+        if isinstance(message, m.Stage):
+            source = self.parameters if self._seeding else self.gradients
+            payload = [self._slice(source, block) for block in message.blocks]
+        super().send(to, message, payload)
+
+    def perform(self, effect: k.Effect) -> None:
+        match effect:
+            case k.Dial(servers):
+                asyncio.get_running_loop().create_task(self._dial(servers))
+            case k.Seeding(seed=True) if self.answer is not None and self.session.parked == "start":
+                self.seed()  # whoever was to seed is gone: the thread already waits for parameters
+            case k.Failed(kind, text):
+                self.fail(getattr(errors, kind)(text))
+            case k.Fresh() | k.Leased() | k.Seeding() | k.Snapshotted() | k.Departed():
+                if isinstance(effect, k.Fresh):
+                    self._seeding = False
+                self._resolve(effect)
+            case _:
+                raise TypeError(f"a worker's driver cannot perform {effect!r}")
+
+    def fail(self, error: ShoalError) -> None:
+        self.failure = error
+        if self.answer is not None and not self.answer.done():
+            self.answer.set_exception(error)
+
+    def unreachable(self, name: str, error: ShoalError) -> None:
+        self.fail(errors.JobError(f"{name} is gone: {error}"))
+
+    def log(self, text: str) -> None:
+        """A worker's output belongs to its script: what matters reaches the thread that trains as an error."""
+
+    def broke(self, error: Exception) -> None:
+        self.fail(errors.JobError(f"{self.name} met a defect of Shoal: {error!r}"))
+
+    def _resolve(self, effect: k.Effect) -> None:
+        if self.answer is not None and not self.answer.done():
+            answer, self.answer = self.answer, None
+            answer.set_result(effect)
+
+    async def _dial(self, servers: Sequence[str]) -> None:
+        self.name = f"worker/{self.session.worker}"
+        try:
+            for index, address in enumerate(servers):
+                await self.dial(server_name(index), address)
+        except ShoalError as error:
+            self.fail(error)
+            return
+        self._resolve(k.Dial(tuple(servers)))
+
+    # --- bytes --------------------------------------------------------------------------------
+
+    def admit_payload(self, source: str, message: m.Message, payload_bytes: int) -> Sequence[memoryview] | None:
+        if not isinstance(message, m.Parameters):
+            return super().admit_payload(source, message, payload_bytes)
+        if not self.session.admits(message):
+            return None
+        return [self._slice(self.parameters, block) for block in message.blocks]
+
+    def take(self, source: str, message: m.Message, delivered: bool) -> None:
+        if delivered or not isinstance(message, m.Parameters):
+            self.event(k.Received(source, message))
+
+    def _slice(self, arrays: Sequence[Bytes] | Mapping[int, Bytes], block: int) -> memoryview:
+        """The bytes of one block in its tensor's array."""
+        assert self.session.spec is not None
+        item = cut(self.session.spec)[block]
+        width = ITEM_BYTES[self.session.spec.tensors[item.tensor].dtype]
+        return arrays[item.tensor][item.start * width : item.stop * width].data
+
+
+class Worker:
+    """One worker of a job, as the thread that trains sees it.
+
+    Methods that wait raise: DeadlineError (nothing came in time; says for what), FencedError (this
+    worker was declared dead), JobError (the job ended), RefusedError (a declaration that does not
+    match the job's).
+    """
+
+    def __init__(
+        self, job: Job, coordinator: str, rank: int = -1, wrap: Wrap = unwrapped, thread: LoopThread | None = None
+    ) -> None:
+        """Join the job whose coordinator listens at `coordinator`.
+
+        Raises StartupError when nobody answers there, or not all servers are there in time.
+        """
+        self.workers = job.workers
+        self._job = job
+        self._thread = thread or LoopThread("shoal-worker")
+        self._owns_thread = thread is None
+        self._leases: list[Lease] = []  # taken since the last step
+        self._spec: TableSpec | None = None
+        self._seeded: Future[k.Effect] | None = None
+        self._closed = False
+        self._node = self._thread.call(self._open(job, coordinator, rank, wrap))
+        try:
+            self._ask(s.Begin(rank, random.SystemRandom().getrandbits(53), os.getpid()))
+        except errors.DeadlineError as error:
+            self._abandon()
+            raise errors.StartupError(str(error)) from None
+        except BaseException:
+            self._abandon()
+            raise
+
+    @staticmethod
+    async def _open(job: Job, coordinator: str, rank: int, wrap: Wrap) -> WorkerNode:
+        node = WorkerNode(job, rank, wrap)
+        try:
+            await node.dial(COORDINATOR, coordinator)
+        except BaseException:
+            await node.close()
+            raise
+        return node
+
+    @property
+    def rank(self) -> int:
+        """This worker's number in the job, from 0."""
+        return self._node.session.worker
+
+    @property
+    def clock(self) -> int:
+        """The clock this worker is working on."""
+        return self._node.session.clock
+
+    @property
+    def version(self) -> int:
+        """The version of the parameters held."""
+        return self._node.session.version
+
+    def declare(self, spec: TableSpec) -> bool:
+        """Wait until the table exists on every server; True: this worker must seed it."""
+        self._spec = spec
+        answer = self._ask(s.Declare(spec))
+        assert isinstance(answer, k.Seeding)
+        return answer.seed
+
+    def bind(self, parameters: Sequence[Bytes]) -> None:
+        """Say where fresh parameters land: per tensor its bytes in row-major order, writable host memory."""
+        assert self._spec is not None
+        for tensor, array in zip(self._spec.tensors, parameters, strict=True):
+            expected = tensor.elements * ITEM_BYTES[tensor.dtype]
+            if array.nbytes != expected:
+                raise errors.ConfigurationError(
+                    f"{tensor.name} has {expected} bytes, not the {array.nbytes} that are bound to it"
+                )
+        self._node.parameters = parameters
+
+    def seed(self) -> None:
+        """Push the bound parameters as the job's initial ones (when declare returned True)."""
+        self._seeded = Future()
+        self._post(self._node.seed, self._seeded)
+
+    def start(self) -> k.Fresh:
+        """Wait for the initial parameters, the same on every worker."""
+        answer = self._wait(self._seeded) if self._seeded is not None else self._ask(s.Await())
+        assert isinstance(answer, k.Fresh)
+        return answer
+
+    def push(self, tensor: int, gradient: Bytes) -> None:
+        """Send a gradient (its bytes, row-major), which must not change until step() returns. From any thread."""
+        self._post(self._node.push, tensor, gradient)
+
+    def restart(self) -> None:
+        """Forget what was pushed for this clock; push everything again."""
+        self._post(self._node.event, s.Restart())
+
+    def step(
+        self, rates: Sequence[float], multiplier: float = 1.0, void: bool = False, samples: int | None = None
+    ) -> k.Fresh:
+        """Make the contribution ready; returns when the policy lets this worker go on, parameters in place.
+
+        rates: learning rate per group. multiplier: factor for the gradient. void: do not use the
+        gradient. samples: its weight among the commit's (default: those leased, or 1 without leases).
+        """
+        leased = sum(lease.samples for lease in self._leases)
+        count = samples if samples is not None else leased or 1
+        leases = tuple(lease.identity for lease in self._leases)
+        self._leases = []
+        answer = self._ask(s.Finish(count, leases, tuple(rates), multiplier, void))
+        assert isinstance(answer, k.Fresh)
+        return answer
+
+    def lease(self, dataset: Dataset, epoch: int) -> Lease | None:
+        """Wait for samples of data epoch `epoch`; None: every sample of it is committed (by someone)."""
+        answer = self._ask(s.Take(dataset, epoch))
+        assert isinstance(answer, k.Leased)
+        if answer.lease is not None:
+            self._leases.append(answer.lease)
+        return answer.lease
+
+    def report(self, figures: Mapping[str, float]) -> None:
+        """Show these figures in `shoal status`."""
+        self._post(self._node.event, s.Tell(dict(figures)))
+
+    def snapshot(self, path: str) -> int:
+        """Write a snapshot of the model and the optimizer's state under `path`; returns its version.
+
+        Raises SnapshotError when a server or the coordinator cannot write.
+        """
+        answer = self._ask(s.Snapshot(path))
+        assert isinstance(answer, k.Snapshotted)
+        if answer.error:
+            raise errors.SnapshotError(f"the snapshot {path} was not written: {answer.error}")
+        return answer.version
+
+    def bytes_moved(self) -> tuple[int, int]:
+        """Bytes received and sent so far."""
+        return self._node.bytes_moved()
+
+    def close(self) -> None:
+        """Leave the job politely: what is leased and not committed goes to the others."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._node.failure is None:
+            answer: Future[k.Effect] = Future()
+            self._post(self._node.ask, s.Leave(), answer)
+            try:
+                answer.result(LEAVE_SECONDS)
+            except (ShoalError, TimeoutError):
+                pass  # the job is gone already, or will notice by itself
+        self._abandon()
+
+    # --- helpers ------------------------------------------------------------------------------
+
+    def _post(self, function: Any, *arguments: object) -> None:
+        self._thread.loop.call_soon_threadsafe(function, *arguments)
+
+    def _ask(self, command: object) -> k.Effect:
+        if self._closed:
+            raise errors.JobError(f"worker {self.rank} has left the job; connect again to go on")
+        answer: Future[k.Effect] = Future()
+        self._post(self._node.ask, command, answer)
+        return self._wait(answer)
+
+    @staticmethod
+    def _wait(answer: Future[k.Effect]) -> k.Effect:
+        # The deadline is the session's: it knows what is waited for and says so.
+        return answer.result()
+
+    def _abandon(self) -> None:
+        self._closed = True
+        self._thread.call(self._node.close())
+        if self._owns_thread:
+            self._thread.stop()

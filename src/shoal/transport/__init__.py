@@ -1,0 +1,47 @@
+"""Transports: connections that carry frames, behind one contract (see base), told apart by scheme."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+
+from shoal.config import Limits
+from shoal.errors import ConfigurationError
+from shoal.transport import inproc, tcp
+from shoal.transport.base import Accept, Connection, Listener, Receiver, Wrap, unwrapped
+
+_TRANSPORTS: Mapping[str, ModuleType] = {module.SCHEME: module for module in (tcp, inproc)}
+
+
+async def listen(address: str, accept: Accept, limits: Limits, wrap: Wrap = unwrapped) -> Listener:
+    """Accepts connections at "tcp://host:port" or "inproc://name".
+
+    accept is called with each new connection and returns its receiver; wrap replaces what the
+    receiver sees of the connection (see faulty). Raises ConfigurationError for an address that
+    is taken or none.
+    """
+    listener: Listener = await _transport(address).listen(address, accept, limits, wrap)
+    return listener
+
+
+async def connect(
+    address: str, receiver: Receiver, limits: Limits, deadline_ms: int, wrap: Wrap = unwrapped
+) -> Connection:
+    """Connects to a listener, trying again until one is there.
+
+    The receiver may be called before this returns. Raises StartupError, which names the address,
+    the last error and the time spent, after deadline_ms; ConfigurationError for no address.
+    """
+    connection: Connection = await _transport(address).connect(address, receiver, limits, deadline_ms, wrap)
+    return connection
+
+
+def _transport(address: str) -> ModuleType:
+    scheme, separator, _ = address.partition("://")
+    if not separator or scheme not in _TRANSPORTS:
+        known = " or ".join(f"{name}://" for name in _TRANSPORTS)
+        raise ConfigurationError(f"{address!r} is no address; it must start with {known}")
+    return _TRANSPORTS[scheme]
+
+
+__all__ = ["Accept", "Connection", "Listener", "Receiver", "Wrap", "connect", "listen", "unwrapped"]

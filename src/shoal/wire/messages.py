@@ -1,0 +1,375 @@
+"""Every message of the protocol. Frozen; told apart by a tag; nothing is ever unpickled.
+
+Who sends what to whom, in the order of a job's life:
+
+    any      -> any          Hello, Accepted | Refused            (the first frames of a connection)
+    server   -> coordinator  Register            answered by  Registered
+    worker   -> coordinator  Join                answered by  Welcome
+    worker   -> coordinator  Declare             answered by  Declared | Refused
+    coord.   -> server       Create              answered by  Created
+    worker   -> server       Stage + bytes       answered by  Staged | Refused
+    worker   -> coordinator  Ready               answered by  Released | Waiting
+    coord.   -> server       Commit              answered by  Applied (and Norms, which Factors answers)
+    server   -> worker       Parameters + bytes
+    worker   -> server       Pull                answered by  Parameters | Moved
+    worker   -> coordinator  Refresh             answered by  Released
+    worker   -> coordinator  LeaseRequest        answered by  Granted | Waiting
+    worker   -> coordinator  SnapshotRequest     answered by  SnapshotDone (once every server sent Saved)
+    worker   -> coordinator  Leave               answered by  Left
+    any      -> coordinator  Heartbeat, Report;  StatusRequest answered by Status
+    coord.   -> any          Fenced, Stop
+
+Every request may be repeated: the answer is the same and nothing happens twice.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from shoal.vocabulary import Block, Contributor, Dataset, Lease, TableSpec, Weighted
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Base of all messages; the class name is the tag."""
+
+
+# --- opening a connection ---------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True, array_like=True, tag=True):
+    protocol: int
+    job: str
+    token: str
+    name: str  # the sender's node name; "" for a visitor that only asks for Status
+
+
+class Accepted(Message, frozen=True, array_like=True, tag=True):
+    name: str
+
+
+class Refused(Message, frozen=True, array_like=True, tag=True):
+    what: str  # the tag of the refused message
+    reason: str
+
+
+# --- forming the job --------------------------------------------------------------------------
+
+
+class Register(Message, frozen=True, array_like=True, tag=True):
+    server: int
+    address: str
+    pid: int
+    version: int = 0  # above 0 when the server has loaded a snapshot
+
+
+class Registered(Message, frozen=True, array_like=True, tag=True):
+    epoch: int
+
+
+class Join(Message, frozen=True, array_like=True, tag=True):
+    rank: int
+    nonce: int  # tells a new life of the worker from a repeated request
+    pid: int
+
+
+class Welcome(Message, frozen=True, array_like=True, tag=True):
+    worker: int
+    incarnation: int
+    nonce: int
+    servers: tuple[str, ...]  # addresses, by server index; empty while servers are missing
+
+
+class Declare(Message, frozen=True, array_like=True, tag=True):
+    worker: int
+    incarnation: int
+    spec: TableSpec
+
+
+class Create(Message, frozen=True, array_like=True, tag=True):
+    epoch: int
+    spec: TableSpec
+    shard: int
+    shards: int
+
+
+class Created(Message, frozen=True, array_like=True, tag=True):
+    shard: int
+    version: int
+
+
+class Declared(Message, frozen=True, array_like=True, tag=True):
+    """The table exists. seed: this worker must push its initial parameters as clock 0."""
+
+    worker: int
+    incarnation: int
+    seed: bool
+
+
+# --- the life of a gradient -------------------------------------------------------------------
+
+
+class Stage(Message, frozen=True, array_like=True, tag=True):
+    """Blocks of one contribution; the payload holds them one after the other in wire format."""
+
+    contributor: Contributor
+    blocks: tuple[int, ...]
+
+
+class Staged(Message, frozen=True, array_like=True, tag=True):
+    shard: int
+    contributor: Contributor
+    blocks: tuple[int, ...]
+
+
+class Ready(Message, frozen=True, array_like=True, tag=True):
+    """Every block of the contribution is staged.
+
+    samples: how many samples its mean gradient is over (its share when contributions combine);
+    multiplier: factor for its gradient (1 / loss scale under GradScaler); void: the gradient is
+    not to be used (overflow under GradScaler) though the samples were.
+    """
+
+    contributor: Contributor
+    samples: int
+    leases: tuple[int, ...]
+    rates: tuple[float, ...]  # learning rate per parameter group, for this step
+    multiplier: float = 1.0
+    void: bool = False
+
+
+class Commit(Message, frozen=True, array_like=True, tag=True):
+    """One entry of the log. Applied by every shard, in order of seq, exactly once.
+
+    kind: "seed" (contributor's blocks become the parameters), "update" (combine, then the rule),
+    "cut" (changes no parameter: a consistent cut for a reader, a fence, a snapshot).
+    closes: per worker, contributions up to this clock are settled: free them, take no more.
+    fences: per worker, incarnations up to this one may not stage any more.
+    release: workers to push the parameters of this version to.
+    """
+
+    epoch: int
+    seq: int
+    kind: str
+    contributors: tuple[Weighted, ...] = ()
+    rates: tuple[float, ...] = ()
+    closes: tuple[tuple[int, int, int], ...] = ()  # (worker, incarnation, clock)
+    fences: tuple[tuple[int, int], ...] = ()  # (worker, incarnation)
+    release: tuple[tuple[int, int], ...] = ()  # (worker, incarnation)
+    samples: tuple[tuple[int, int, int], ...] = ()  # (data epoch, start, stop) accounted for
+    save: str = ""  # directory of a snapshot of this version
+
+
+class Norms(Message, frozen=True, array_like=True, tag=True):
+    """Partial results that a rule needs over the whole model: (block, values) of one phase."""
+
+    shard: int
+    seq: int
+    phase: str
+    partials: tuple[tuple[int, tuple[float, ...]], ...]
+
+
+class Factors(Message, frozen=True, array_like=True, tag=True):
+    """What the partials of all shards add up to: one factor, or one per tensor."""
+
+    epoch: int
+    seq: int
+    phase: str
+    values: tuple[float, ...]
+
+
+class Applied(Message, frozen=True, array_like=True, tag=True):
+    shard: int
+    seq: int
+
+
+class Released(Message, frozen=True, array_like=True, tag=True):
+    """The worker's clock is settled; it goes on at next_clock with the parameters of version."""
+
+    worker: int
+    incarnation: int
+    clock: int
+    next_clock: int
+    version: int
+    committed: bool  # False: the contribution came too late for its commit (quorum) and was dropped
+    lease: Lease | None = None
+
+
+class Waiting(Message, frozen=True, array_like=True, tag=True):
+    """Answers a repeated Ready or LeaseRequest that is not settled yet: what the job waits for."""
+
+    worker: int
+    incarnation: int
+    reason: str
+
+
+class Parameters(Message, frozen=True, array_like=True, tag=True):
+    """Blocks at one version; the payload holds them one after the other in the worker's dtype."""
+
+    shard: int
+    worker: int
+    incarnation: int
+    version: int
+    blocks: tuple[int, ...]
+
+
+class Pull(Message, frozen=True, array_like=True, tag=True):
+    """Parameters of `version` did not arrive: push these blocks again."""
+
+    worker: int
+    incarnation: int
+    version: int
+    blocks: tuple[int, ...]
+
+
+class Moved(Message, frozen=True, array_like=True, tag=True):
+    """The shard no longer has the version asked for: ask the coordinator for a new cut."""
+
+    shard: int
+    worker: int
+    incarnation: int
+    asked: int
+    version: int
+
+
+class Refresh(Message, frozen=True, array_like=True, tag=True):
+    """Asks for a new consistent cut in place of one (`version`) that is gone."""
+
+    worker: int
+    incarnation: int
+    version: int
+
+
+# --- samples ----------------------------------------------------------------------------------
+
+
+class LeaseRequest(Message, frozen=True, array_like=True, tag=True):
+    """Asks for the `number`-th lease of this worker in data epoch `epoch`; repeating it is safe."""
+
+    worker: int
+    incarnation: int
+    epoch: int
+    number: int
+    dataset: Dataset
+
+
+class Granted(Message, frozen=True, array_like=True, tag=True):
+    """Answers LeaseRequest; lease None: the data epoch is over, every sample is committed.
+
+    The worker goes on at `clock`, with parameters of `version` or newer.
+    """
+
+    worker: int
+    incarnation: int
+    epoch: int
+    number: int
+    lease: Lease | None
+    clock: int
+    version: int
+
+
+# --- snapshots, leaving, watching -------------------------------------------------------------
+
+
+class SnapshotRequest(Message, frozen=True, array_like=True, tag=True):
+    worker: int
+    incarnation: int
+    number: int  # grows, so that a repeated request is told from a new one
+    path: str
+
+
+class Saved(Message, frozen=True, array_like=True, tag=True):
+    shard: int
+    seq: int
+    file: str
+    error: str = ""
+
+
+class SnapshotDone(Message, frozen=True, array_like=True, tag=True):
+    worker: int
+    incarnation: int
+    number: int
+    path: str
+    version: int
+    error: str = ""
+
+
+class Leave(Message, frozen=True, array_like=True, tag=True):
+    worker: int
+    incarnation: int
+
+
+class Left(Message, frozen=True, array_like=True, tag=True):
+    worker: int
+    incarnation: int
+
+
+class Fenced(Message, frozen=True, array_like=True, tag=True):
+    worker: int
+    incarnation: int
+    reason: str
+
+
+class Stop(Message, frozen=True, array_like=True, tag=True):
+    """The job ends for everyone; reason is "" when it ended well."""
+
+    reason: str
+
+
+class Heartbeat(Message, frozen=True, array_like=True, tag=True):
+    """A sign of life. received and sent are bytes since the node started."""
+
+    name: str
+    incarnation: int
+    received: int
+    sent: int
+    version: int = 0
+
+
+class Report(Message, frozen=True, array_like=True, tag=True):
+    """Figures a worker wants shown: loss, tokens, anything numeric."""
+
+    worker: int
+    incarnation: int
+    figures: dict[str, float]
+
+
+class StatusRequest(Message, frozen=True, array_like=True, tag=True):
+    pass
+
+
+class MemberStatus(msgspec.Struct, frozen=True, array_like=True):
+    name: str
+    state: str
+    pid: int
+    incarnation: int
+    clock: int
+    version: int
+    staleness: int  # commits since the version this worker computes on (workers only)
+    samples: int
+    received: int
+    sent: int
+    silent_ms: int
+    figures: dict[str, float]
+
+
+class Status(Message, frozen=True, array_like=True, tag=True):
+    job: str
+    phase: str
+    waiting: str  # what the job waits for, in words; "" when nothing
+    policy: str
+    epoch: int
+    version: int
+    members: tuple[MemberStatus, ...]
+    data_epoch: int
+    samples_committed: int
+    samples: int
+
+
+Any = (
+    Hello | Accepted | Refused | Register | Registered | Join | Welcome | Declare | Create | Created
+    | Declared | Stage | Staged | Ready | Commit | Norms | Factors | Applied | Released | Waiting
+    | Parameters | Pull | Moved | Refresh | LeaseRequest | Granted | SnapshotRequest | Saved | SnapshotDone
+    | Leave | Left | Fenced | Stop | Heartbeat | Report | StatusRequest | Status
+)  # fmt: skip
+
+__all__ = ["Any", "Block", "Message"]
