@@ -139,24 +139,18 @@ class _TcpConnection(FramedConnection, asyncio.BufferedProtocol):
 
 def _joined(frame: bytes, payload: Sequence[Buffer]) -> list[Buffer]:
     """The frame's buffers, with runs of small neighbours joined."""
-    pieces: list[Buffer] = []
-    run: list[Buffer] = [frame]
+    runs: list[list[Buffer]] = [[frame]]
     run_bytes = len(frame)
     for piece in payload:
         view = memoryview(piece)
         if not view.nbytes:
             continue
-        if run_bytes + view.nbytes > JOIN_BYTES and run:
-            pieces.append(b"".join(run))
-            run, run_bytes = [], 0
-        if view.nbytes > JOIN_BYTES:
-            pieces.append(view.cast("B"))
-        else:
-            run.append(view)
-            run_bytes += view.nbytes
-    if run:
-        pieces.append(b"".join(run))
-    return pieces
+        run_bytes += view.nbytes
+        if run_bytes > JOIN_BYTES:
+            runs.append([])
+            run_bytes = view.nbytes
+        runs[-1].append(view.cast("B"))
+    return [b"".join(run) if len(run) > 1 else run[0] for run in runs]
 
 
 async def _bind(host: str, port: int) -> socket.socket:

@@ -243,7 +243,7 @@ class Refresh(Message, frozen=True, array_like=True, tag=True):
 
 
 class LeaseRequest(Message, frozen=True, array_like=True, tag=True):
-    """Asks for the `number`-th lease of this worker in data epoch `epoch`; repeating it is safe."""
+    """Asks for a lease of data epoch `epoch`; number grows with every new request of this worker."""
 
     worker: int
     incarnation: int
@@ -338,18 +338,21 @@ class StatusRequest(Message, frozen=True, array_like=True, tag=True):
 
 
 class MemberStatus(msgspec.Struct, frozen=True, array_like=True):
+    """One member of a job. received and sent are bytes; staleness (workers only) counts the commits
+    that changed parameters since the version the worker computes on."""
+
     name: str
     state: str
-    pid: int
-    incarnation: int
     clock: int
     version: int
-    staleness: int  # commits since the version this worker computes on (workers only)
-    samples: int
-    received: int
-    sent: int
-    silent_ms: int
-    figures: dict[str, float]
+    pid: int = 0
+    incarnation: int = 0
+    staleness: int = 0
+    samples: int = 0  # committed
+    received: int = 0
+    sent: int = 0
+    silent_ms: int = 0
+    figures: dict[str, float] = {}
 
 
 class Status(Message, frozen=True, array_like=True, tag=True):

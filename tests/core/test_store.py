@@ -1,0 +1,325 @@
+"""A shard's numbers equal single-process training, and the same bits come out on any number of servers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shoal.core import machine as k
+from shoal.core.store import Store
+from shoal.errors import ConfigurationError, ProtocolError, SnapshotError
+from shoal.optim import LAMB, SGD, AdamW, Rule, phases
+from shoal.placement import cut, owned
+from shoal.storage import snapshot
+from shoal.vocabulary import Contributor, PolicySpec, TableSpec, TensorSpec, Weighted
+
+TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHAPES = ((300, 301), (70_001,), (7, 3), ())  # more than one chunk, more than one block, one, and a scalar
+WEIGHTS = (0.75, 0.25)
+
+Tensors = Sequence[torch.Tensor | None]
+
+
+def table(rules: Sequence[Rule], shapes=SHAPES, dtype: str = "float32", clip_norm: float | None = None) -> TableSpec:
+    tensors = tuple(TensorSpec(f"t|{i}", shape, dtype, i % len(rules)) for i, shape in enumerate(shapes))
+    return TableSpec(
+        tensors, rules[0].name, tuple(rule.settings for rule in rules), PolicySpec("sync"), clip_norm,
+        block_elements_max=80_000,
+    )  # fmt: skip
+
+
+def randoms(seed: int, dtype: str = "float32", shapes=SHAPES) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator).to(TORCH[dtype]) for shape in shapes]
+
+
+@dataclass
+class Cluster:
+    """A few stores driven as the machines would drive them, without machines."""
+
+    spec: TableSpec
+    shards: int = 1
+    threads: int = 1
+    seq: int = 0
+    stores: list[Store] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.stores = [Store(snapshot, self.threads) for _ in range(self.shards)]
+        for shard, store in enumerate(self.stores):
+            store.run(k.CreateTable(self.spec, shard, self.shards))
+
+    def push(self, contributor: Contributor, tensors: Tensors) -> None:
+        blocks = cut(self.spec)
+        for shard, store in enumerate(self.stores):
+            mine = [b for b in owned(self.spec, shard, self.shards) if tensors[blocks[b].tensor] is not None]
+            for index, view in zip(mine, store.stage(contributor, mine), strict=True):
+                tensor = tensors[blocks[index].tensor]
+                assert tensor is not None
+                flat = tensor.reshape(-1)[blocks[index].start : blocks[index].stop]
+                view[:] = flat.view(torch.uint8).numpy().data
+            store.delivered(contributor, mine)
+
+    def seed(self, tensors: Tensors) -> None:
+        contributor = Contributor(0, 1, 0, 0)
+        self.push(contributor, tensors)
+        for store in self.stores:
+            store.run(k.Seed(0, contributor))
+            store.free([contributor])
+
+    def step(self, contributions: Sequence[Tensors], rates: tuple[float, ...], weights=WEIGHTS) -> None:
+        self.seq += 1
+        identities = [Contributor(worker, 1, self.seq, 0) for worker in range(len(contributions))]
+        for identity, tensors in zip(identities, contributions, strict=True):
+            self.push(identity, tensors)
+        weighted = tuple(Weighted(c, w) for c, w in zip(identities, weights, strict=True))
+        factors: tuple[tuple[str, tuple[float, ...]], ...] = ()
+        for phase in phases.phases(self.spec):
+            found = [store.run(k.Measure(self.seq, phase, weighted, rates, factors)) for store in self.stores]
+            partials = {block: values for part in found for block, values in part}
+            factors += ((phase, phases.reduce(self.spec, phase, partials)),)
+        for store in self.stores:
+            store.run(k.Apply(self.seq, weighted, rates, factors))
+            store.free(identities)
+
+    def parameters(self) -> list[torch.Tensor]:
+        blocks = cut(self.spec)
+        out = [torch.full(item.shape, torch.nan, dtype=TORCH[item.dtype]) for item in self.spec.tensors]
+        for shard, store in enumerate(self.stores):
+            mine = owned(self.spec, shard, self.shards)
+            for index, view in zip(mine, store.parameters(mine), strict=True):
+                block = blocks[index]
+                wire = torch.frombuffer(bytearray(view), dtype=TORCH[self.spec.tensors[block.tensor].dtype])
+                out[block.tensor].reshape(-1)[block.start : block.stop] = wire
+        return out
+
+    def save(self, directory: Path) -> None:
+        files = tuple(str(store.run(k.Save(self.seq, str(directory)))) for store in self.stores)
+        snapshot.write_manifest(directory, "job", self.seq, self.seq, files, self.spec)
+
+
+def reference(rules: Sequence[Rule], steps: int, clip_norm: float | None) -> list[torch.Tensor]:
+    """Single-process AdamW or SGD on the weighted mean of the same gradients."""
+    parameters = [tensor.requires_grad_() for tensor in randoms(1)]
+    groups = [{"params": [p for i, p in enumerate(parameters) if i % len(rules) == g]} for g in range(len(rules))]
+    for group, rule in zip(groups, rules, strict=True):
+        group["weight_decay"] = rule.weight_decay
+    make = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[rules[0].name]
+    optimizer = make(groups, lr=0.1)
+    for step in range(1, steps + 1):
+        for group, rule in zip(optimizer.param_groups, rules, strict=True):
+            group["lr"] = rule.lr / step
+        for parameter, one, other in zip(parameters, randoms(10 * step), randoms(10 * step + 1), strict=True):
+            parameter.grad = one * WEIGHTS[0] + other * WEIGHTS[1]
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+        optimizer.step()
+    return [parameter.detach() for parameter in parameters]
+
+
+def run(rules: Sequence[Rule], steps: int, clip_norm: float | None = None, **cluster: int) -> Cluster:
+    made = Cluster(table(rules, clip_norm=clip_norm), **cluster)
+    made.seed(randoms(1))
+    for step in range(1, steps + 1):
+        made.step([randoms(10 * step), randoms(10 * step + 1)], tuple(rule.lr / step for rule in rules))
+    return made
+
+
+def same_bits(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:
+    return all(torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+               for a, b in zip(one, other, strict=True))  # fmt: skip
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0, 1e9])
+@pytest.mark.parametrize(
+    "rules",
+    [[AdamW(lr=0.01, weight_decay=0.1), AdamW(lr=0.003, weight_decay=0.0)], [SGD(lr=0.1)]],
+    ids=["adamw", "sgd"],
+)
+def test_two_contributors_equal_one_process(rules: list[Rule], clip_norm: float | None) -> None:
+    ours = run(rules, 5, clip_norm, shards=2).parameters()
+    for one, other in zip(ours, reference(rules, 5, clip_norm), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("rule", [AdamW(lr=0.01), LAMB(lr=0.01)], ids=["adamw", "lamb"])
+def test_servers_and_threads_do_not_change_a_bit(rule: Rule) -> None:
+    alone = run([rule], 3, clip_norm=1.0).parameters()
+    for shards, threads in ((2, 1), (3, 1), (1, 3), (2, 2)):
+        assert same_bits(alone, run([rule], 3, clip_norm=1.0, shards=shards, threads=threads).parameters())
+    assert not same_bits(alone, run([rule], 3, clip_norm=1.001).parameters()), "the comparison can tell"
+
+
+def test_lamb_ratio_is_of_whole_tensors() -> None:
+    rule = LAMB(lr=0.01, weight_decay=0.1)
+    ours = run([rule], 1, clip_norm=1.0, shards=3).parameters()
+    grads = [
+        one.double() * WEIGHTS[0] + other * WEIGHTS[1] for one, other in zip(randoms(10), randoms(11), strict=True)
+    ]
+    norm = torch.stack([g.norm() for g in grads]).norm()
+    for before, gradient, after in zip(randoms(1), grads, ours, strict=True):
+        g = gradient * min(1.0, 1.0 / (float(norm) + 1e-6))
+        u = g / (g.abs() + rule.eps) + rule.weight_decay * before.double()
+        wanted = before - 0.01 * before.double().norm() / u.norm() * u
+        torch.testing.assert_close(after.double(), wanted, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_tensors_have_float32_masters(dtype: str) -> None:
+    """Updates far below a half's resolution add up on the server; what travels is rounded once."""
+    cluster = Cluster(table([SGD(lr=1.0)], ((5000,),), dtype))
+    cluster.seed([torch.ones(5000, dtype=TORCH[dtype])])
+    master = torch.ones(5000)
+    for step in range(64):
+        one, other = (randoms(2 * step + i, dtype, ((5000,),)) for i in range(2))
+        one[0].mul_(2**-12)
+        other[0].mul_(2**-12)
+        cluster.step([one, other], (1.0,))
+        master -= one[0].float() * WEIGHTS[0] + other[0].float() * WEIGHTS[1]
+    assert not torch.equal(master, torch.ones(5000))
+    assert torch.equal(cluster.parameters()[0], master.to(TORCH[dtype]))
+
+
+def test_unused_blocks_keep_parameters_and_step_count() -> None:
+    """torch skips a parameter whose grad is None; a block that only one worker used counts zero for the other."""
+    cluster = Cluster(table([AdamW(lr=0.01)]), shards=2)
+    cluster.seed(randoms(1))
+    parameters = [tensor.requires_grad_() for tensor in randoms(1)]
+    optimizer = torch.optim.AdamW(parameters, lr=0.01)
+    for step in range(1, 5):
+        one: list[torch.Tensor | None] = list(randoms(10 * step))
+        other: list[torch.Tensor | None] = list(randoms(10 * step + 1))
+        one[1] = None
+        if step % 2:
+            one[0] = other[0] = other[1] = None
+        for i, parameter in enumerate(parameters):
+            terms = [g[i] * w for g, w in zip((one, other), WEIGHTS, strict=True) if g[i] is not None]
+            parameter.grad = sum(terms[1:], terms[0]) if terms else None
+        optimizer.step()
+        cluster.step([one, other], (0.01,))
+    for ours, theirs in zip(cluster.parameters(), parameters, strict=True):
+        torch.testing.assert_close(ours, theirs.detach(), rtol=2e-6, atol=2e-6)
+
+
+def test_a_commit_of_nobody_changes_nothing() -> None:
+    cluster = run([AdamW()], 1, clip_norm=1.0)
+    before = cluster.parameters()
+    cluster.step([], (0.1,), weights=())
+    cluster.step([[None] * len(SHAPES)], (0.1,), weights=(1.0,))
+    assert same_bits(before, cluster.parameters())
+
+
+def test_only_delivered_blocks_count_and_stay_as_they_are() -> None:
+    store = Store(snapshot)
+    store.run(k.CreateTable(table([SGD()], ((4,), (4,))), 0, 1))
+    one = Contributor(0, 1, 1, 0)
+    for view, value in zip(store.stage(one, [0, 1]), (1.0, 2.0), strict=True):
+        view[:] = np.full(4, value, np.float32).view(np.uint8).data
+    store.delivered(one, [0])
+    (again,) = store.stage(one, [0])  # a repeated frame, with other bytes
+    again[:] = bytes(len(again))
+    store.run(k.Apply(1, (Weighted(one, 1.0),), (1.0,), ()))
+    first, second = (np.frombuffer(view, np.float32) for view in store.parameters([0, 1]))
+    assert first.tolist() == [-1.0] * 4
+    assert second.tolist() == [0.0] * 4, "staged, but never delivered"
+
+
+def test_published_bytes_outlive_later_commits() -> None:
+    cluster = run([SGD(lr=0.1)], 1)
+    store = cluster.stores[0]
+    sending = store.parameters([0])[0]
+    before = bytes(sending)
+    assert store.parameters([0])[0].obj is sending.obj, "one version is encoded once for all workers"
+    for _ in range(3):
+        cluster.step([randoms(5), randoms(6)], (0.1,))
+        assert bytes(store.parameters([0])[0]) != before
+        assert bytes(sending) == before
+    with pytest.raises(TypeError, match="read-only"):
+        sending[0] = 1
+
+
+def test_memory_is_reused_but_never_while_referenced() -> None:
+    store = Store(snapshot)
+    store.run(k.CreateTable(table([SGD()], ((1000,),)), 0, 1))
+    one, two = Contributor(0, 1, 1, 0), Contributor(0, 1, 2, 0)
+
+    def where(view: memoryview) -> int:
+        return int(np.frombuffer(view, np.uint8).ctypes.data)
+
+    (receiving,) = store.stage(one, [0])
+    first = where(receiving)
+    assert where(store.stage(one, [0])[0]) == first, "a repeated frame that came before the first was complete"
+    assert store.contributors() == (one,)
+    store.free([one])
+    assert store.contributors() == ()
+    assert where(store.stage(two, [0])[0]) != first, "a socket may still receive into the old memory"
+    store.free([two])
+    del receiving
+    reused = {where(store.stage(Contributor(w, 1, 3, 0), [0])[0]) for w in range(2)}
+    assert first in reused
+    assert store.table.arenas.idle == 0
+
+
+def test_snapshot_loads_on_any_number_of_servers(tmp_path: Path) -> None:
+    rule = AdamW(lr=0.01)
+    made = run([rule], 3, clip_norm=1.0, shards=2)
+    made.save(tmp_path)
+    gradients = [randoms(70), randoms(71)]
+    expected = made.parameters()
+    made.step(gradients, (0.01,))
+    for shards in (1, 2, 3):
+        loaded = Cluster(made.spec, shards)
+        assert [store.load(tmp_path) for store in loaded.stores] == [3] * shards
+        assert same_bits(expected, loaded.parameters())
+        loaded.step(gradients, (0.01,))  # states and step counts came along
+        assert same_bits(made.parameters(), loaded.parameters())
+    exported = snapshot.read_parameters(tmp_path)
+    assert [exported[item.name].shape for item in made.spec.tensors] == list(SHAPES)
+    assert same_bits(expected, [torch.from_numpy(exported[item.name]) for item in made.spec.tensors])
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (table([SGD(momentum=0.9)]), r"manifest\.json: the snapshot's rule is 'adamw', this job's is 'sgd'"),
+        (table([AdamW()], SHAPES[:3]), r"tensor 't\|3' is \(\) in the snapshot and absent in this job's model"),
+        (
+            table([AdamW()], ((301, 300), *SHAPES[1:])),
+            r"tensor 't\|0' is \(300, 301\) in the snapshot and \(301, 300\)",
+        ),
+    ],
+)
+def test_snapshot_of_another_table_is_refused(tmp_path: Path, spec: TableSpec, message: str) -> None:
+    run([AdamW()], 1).save(tmp_path)
+    with pytest.raises(SnapshotError, match=message):
+        Cluster(spec).stores[0].load(tmp_path)
+
+
+def test_snapshot_without_the_states_of_new_settings_is_refused(tmp_path: Path) -> None:
+    run([SGD(lr=0.1)], 1).save(tmp_path)
+    with pytest.raises(SnapshotError, match=r"none of its files holds .*momentum_buffer' \(5 entries are missing\)"):
+        Cluster(table([SGD(momentum=0.9)])).stores[0].load(tmp_path)
+
+
+def test_incomplete_seed_and_unknown_rules_are_refused() -> None:
+    cluster = Cluster(table([SGD()]))
+    cluster.push(Contributor(4, 1, 0, 0), [*randoms(1)[:3], None])
+    with pytest.raises(ProtocolError, match="the seed of worker 4 lacks 1 blocks"):
+        cluster.stores[0].run(k.Seed(0, Contributor(4, 1, 0, 0)))
+    unknown = TableSpec((TensorSpec("t", (1,), "float64", 0),), "sgd", ((),), PolicySpec("sync"))
+    with pytest.raises(ConfigurationError, match="'float64' does not travel"):
+        Store(snapshot).run(k.CreateTable(unknown, 0, 1))
+
+
+def test_a_server_may_hold_no_block(tmp_path: Path) -> None:
+    spec = table([AdamW()], ((3,),), clip_norm=1.0)
+    cluster = Cluster(spec, shards=3)
+    cluster.seed(randoms(1, shapes=((3,),)))
+    cluster.step([randoms(2, shapes=((3,),))], (0.1,), weights=(1.0,))
+    cluster.save(tmp_path)
+    assert cluster.parameters()[0].isfinite().all()
+    assert [store.load(tmp_path) for store in cluster.stores] == [1, 1, 1]
