@@ -1,0 +1,27 @@
+"""`shoal run`: a script on workers, servers and a coordinator, all on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    command: Annotated[list[str], typer.Argument(metavar="SCRIPT [ARGS]", help="The script and its arguments.")],
+    workers: Annotated[int, typer.Option(help="Processes that run the script.")] = 2,
+    servers: Annotated[int, typer.Option(help="Processes that hold the parameters.")] = 1,
+    module: Annotated[bool, typer.Option("-m", help="SCRIPT is a module, as in python -m.")] = False,
+    max_restarts: Annotated[int, typer.Option(help="How often killed workers are started again, in all.")] = 3,
+    resume: Annotated[Path | None, typer.Option(help="Begin from this snapshot.", metavar="PATH")] = None,
+    port: Annotated[int, typer.Option(help="The coordinator's port on 127.0.0.1; 0: any free one.")] = 0,
+) -> None:
+    """Run a training script on this machine, with workers and servers as processes of their own.
+
+    Ends with the script's exit status, 128 + n for a signal n, 2 for an error of Shoal's own.
+    """
+    from shoal.launch.local import launch
+
+    arguments = ["-m", *command] if module else command
+    raise typer.Exit(launch(arguments, workers, servers, port=port, max_restarts=max_restarts, resume=resume))

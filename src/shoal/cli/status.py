@@ -1,0 +1,137 @@
+"""`shoal status`: the members of a running job, how far each is, and what the job waits for."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from msgspec.structs import asdict
+
+from shoal.errors import JobError
+from shoal.vocabulary import JOB_DEFAULT
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from shoal.launch.jobs import JobRecord
+    from shoal.wire.messages import MemberStatus, Status
+
+ASK_DEADLINE_MS = 5_000
+WATCH_SECONDS = 1.0
+
+
+def status(
+    address: Annotated[
+        str | None, typer.Argument(help="The coordinator's address; without one, the latest job of this machine.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every second until the job ends.")] = False,
+) -> None:
+    """Show the members of a job: state, clock, version, staleness and bytes.
+
+    A job started elsewhere is asked by its ADDRESS; its name and token are read from SHOAL_JOB and
+    SHOAL_TOKEN. Exits with 1 when no job runs.
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    record, others = _find(address)
+    for other in others:
+        typer.echo(f"another job runs: {other.job} at {other.address}", err=True)
+    if as_json:
+        for seen in _looks(record, watch):
+            typer.echo(json.dumps(as_object(seen)))
+    elif watch:
+        with Live(auto_refresh=False) as live:
+            for seen in _looks(record, watch):
+                live.update(table(seen), refresh=True)
+    else:
+        for seen in _looks(record, watch):
+            Console().print(table(seen))
+
+
+def as_object(status: Status) -> dict[str, object]:
+    """The status with its fields by name, ready for JSON."""
+    return {**asdict(status), "members": [asdict(member) for member in status.members]}
+
+
+def table(status: Status) -> RenderableType:
+    """The status for people: one row a member, what the job is at above, what it waits for below."""
+    from rich import box
+    from rich.table import Table
+
+    policy = f", {status.policy}" if status.policy else ""
+    samples = f", {status.samples_committed:,} of {status.samples:,} samples" if status.samples else ""
+    epoch = f", data epoch {status.data_epoch}{samples}" if status.samples else ""
+    title = f"{status.job}: {status.phase}{policy}, version {status.version:,}{epoch}"
+    caption = f"waiting: {status.waiting}" if status.waiting else None
+    result = Table(
+        title=title,
+        caption=caption,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name, justify in COLUMNS.items():
+        result.add_column(name, justify=justify, no_wrap=name != "figures")
+    for member in status.members:
+        result.add_row(*_cells(member))
+    return result
+
+
+# As many as fit 80 characters; the rest of what is known of a member is in --json.
+COLUMNS: dict[str, Literal["left", "right"]] = {
+    "member": "left", "state": "left", "clock": "right", "version": "right", "stale": "right",
+    "in": "right", "out": "right", "silent": "right", "figures": "left",
+}  # fmt: skip
+
+
+def _cells(member: MemberStatus) -> tuple[str, ...]:
+    from shoal.cli.live import in_bytes
+
+    worker = member.name.startswith("worker/")
+    return (
+        member.name,
+        member.state,
+        f"{member.clock:,}",
+        f"{member.version:,}",
+        f"{member.staleness:,}" if worker else "",
+        in_bytes(member.received),
+        in_bytes(member.sent),
+        f"{member.silent_ms / 1000:.1f} s",
+        " ".join(f"{name} {value:.4g}" for name, value in member.figures.items()),
+    )
+
+
+def _find(address: str | None) -> tuple[JobRecord, list[JobRecord]]:
+    """The job that is meant, and the others that run on this machine."""
+    from shoal.launch.jobs import JobRecord, running
+
+    jobs = running()
+    if address is None:
+        if not jobs:
+            typer.echo("no job is running on this machine; start one with: shoal run SCRIPT", err=True)
+            raise typer.Exit(1)
+        return jobs[-1], jobs[:-1]
+    for record in jobs:
+        if record.address == address:
+            return record, []
+    return JobRecord(os.environ.get("SHOAL_JOB", JOB_DEFAULT), address, os.environ.get("SHOAL_TOKEN", ""), 0), []
+
+
+def _looks(record: JobRecord, watch: bool) -> Iterator[Status]:
+    """One look at the job, or one every second until it has ended."""
+    from shoal.runtime import visitor
+
+    yield visitor.status(record.address, record.job, record.token, ASK_DEADLINE_MS)
+    while watch:
+        time.sleep(WATCH_SECONDS)
+        try:
+            yield visitor.status(record.address, record.job, record.token, ASK_DEADLINE_MS)
+        except JobError:
+            return  # it answered a second ago and is gone now: it has ended

@@ -1,0 +1,367 @@
+"""Runs a whole job on this machine: coordinator, servers and workers as processes of their own.
+
+What is promised: every process of the job has been ended when `launch` returns or raises, and also
+when the launcher itself is killed. Nothing is waited for without a deadline. The exit status is the
+script's own.
+
+    a worker exits with 0          the job ends well once all of them have
+    a worker exits with 1..255     the script's own verdict: the job ends with that status
+    a worker is killed by signal   it is started again, max_restarts times in the whole job
+    a server or coordinator ends   JobError (StartupError before it was ready), naming it and the way on,
+                                   unless all of them end with 0: then the job was told that it is over
+    Ctrl-C, SIGTERM, SIGHUP        the job ends with 128 + the signal's number (130 for Ctrl-C)
+
+How a node is told what it is: SHOAL_JOB, SHOAL_TOKEN (a fresh secret), SHOAL_COORDINATOR (an address),
+SHOAL_WORKERS, SHOAL_SERVERS, SHOAL_RANK (workers), SHOAL_SERVER_INDEX (servers), SHOAL_RESUME (a
+snapshot, if any), and the limits as SHOAL_<LIMIT>. Coordinator and servers print one line
+"SHOAL READY <address>" when they are; what makes them give up, they print as "shoal: error: ...".
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import assert_never
+
+from shoal.config import Limits
+from shoal.errors import JobError, ShoalError, StartupError
+from shoal.launch.child import Child, Exited, Line
+from shoal.launch.jobs import JobRecord, published
+from shoal.launch.plan import Plan, title
+from shoal.launch.printer import Printer
+from shoal.runtime import visitor
+from shoal.vocabulary import COORDINATOR
+from shoal.wire.messages import Status
+
+COORDINATOR_PROGRAM = ("-m", "shoal.runtime.coordinator")
+SERVER_PROGRAM = ("-m", "shoal.runtime.server")
+
+LAUNCHER = "shoal"  # the source of lines that the launcher itself has to say
+READY = "SHOAL READY "
+ERROR = "shoal: error: "
+
+GRACE_SECONDS = 5.0  # between asking a process to end and killing it
+SETTLE_SECONDS = 0.5  # after a failure: what else fails shows which failure came first
+STATUS_SECONDS = 0.5
+STATUS_DEADLINE_MS = 2_000
+
+OnLine = Callable[[str, str], None]  # (source, text); source is "worker 0", "server 1", "coordinator" or "shoal"
+OnStatus = Callable[[Status], None]
+
+
+def launch(
+    command: Sequence[str],
+    workers: int,
+    servers: int,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    max_restarts: int = 3,
+    resume: Path | None = None,
+    on_line: OnLine | None = None,
+    on_status: OnStatus | None = None,
+    env: Mapping[str, str] | None = None,
+    limits: Limits | None = None,
+) -> int:
+    """Runs `command` on `workers` workers against `servers` servers and returns its exit status.
+
+    command: ("script.py", arguments...) or ("-m", "module", arguments...). env: the workers' and nodes'
+    environment in place of this process's. port 0: any free one. resume: a snapshot to begin from.
+    on_line gets every line of output (default: printed with its source in front), on_status the
+    job's status twice a second; both are called on the calling thread, never at the same time.
+
+    Workers get OMP_NUM_THREADS, unless it is set, so that together they use each core once.
+
+    Raises ConfigurationError for arguments that cannot work, StartupError when a node is not ready
+    within limits.start_ms, JobError when a node ends while workers need it.
+    """
+    environment = dict(os.environ if env is None else env)
+    plan = Plan(
+        command=tuple(command),
+        workers=workers,
+        servers=servers,
+        host=host,
+        port=port,
+        max_restarts=max_restarts,
+        resume=resume,
+        job=environment.get("SHOAL_JOB") or f"{title(command)}-{os.getpid()}",
+        token=secrets.token_urlsafe(),
+        limits=Limits.from_environment(environment) if limits is None else limits,
+    )
+    plan.check()
+    return _Launch(plan, environment, Printer() if on_line is None else on_line, on_status).run()
+
+
+@dataclass(frozen=True)
+class _Interrupted:
+    number: int
+
+
+@dataclass(frozen=True)
+class _Seen:
+    status: Status
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """How the job ends, once `due`: until then a failure that lies deeper may still show."""
+
+    due: float
+    status: int | ShoalError
+
+
+_Event = Line | Exited | _Interrupted | _Seen
+
+
+class _Launch:
+    """One run of a plan: reads one queue of events, on one thread, and acts on each."""
+
+    def __init__(self, plan: Plan, environment: Mapping[str, str], on_line: OnLine, on_status: OnStatus | None) -> None:
+        self._plan = plan
+        self._environment = environment
+        self._on_line = on_line
+        self._on_status = on_status
+        self._events: SimpleQueue[_Event] = SimpleQueue()
+        self._coordinator = ""  # its address, once known
+        self._nodes: list[Child] = []  # coordinator and servers that run
+        self._workers: dict[Child, int] = {}  # those that run, with their ranks
+        self._ready_by: dict[Child, float] = {}  # nodes that are not ready yet
+        self._left: tuple[str, float] | None = None  # the first node that ended with 0; the others follow by then
+        self._restarts = 0
+        self._verdict: _Verdict | None = None
+
+    def run(self) -> int:
+        with ExitStack() as stack:
+            stack.enter_context(_signals(self._events))
+            stack.callback(self._end_all)
+            self._start_node(COORDINATOR, (*COORDINATOR_PROGRAM, "--listen", self._plan.listen))
+            self._attend(until=lambda: bool(self._coordinator))
+            if self._verdict is None:
+                record = JobRecord(self._plan.job, self._coordinator, self._plan.token, os.getpid())
+                stack.enter_context(published(record))
+                for index in range(self._plan.servers):
+                    self._start_node(f"server {index}", SERVER_PROGRAM, SHOAL_SERVER_INDEX=index)
+                for rank in range(self._plan.workers):
+                    self._start_worker(rank)
+                if self._on_status is not None:
+                    stack.enter_context(_polling(record, self._events))
+                self._attend(until=lambda: not self._workers)
+            status = self._verdict.status if self._verdict else 0
+            if isinstance(status, ShoalError):
+                raise status
+            return status
+
+    # --- starting -----------------------------------------------------------------------------------
+
+    def _start_node(self, name: str, program: Sequence[str], **facts: object) -> None:
+        child = self._start(name, program, **facts)
+        self._nodes.append(child)
+        self._ready_by[child] = time.monotonic() + self._plan.limits.start_ms / 1000
+
+    def _start_worker(self, rank: int) -> None:
+        threads = max(1, len(os.sched_getaffinity(0)) // self._plan.workers)
+        facts = {"SHOAL_RANK": rank, "OMP_NUM_THREADS": self._environment.get("OMP_NUM_THREADS", threads)}
+        self._workers[self._start(f"worker {rank}", ("-u", *self._plan.command), **facts)] = rank
+
+    def _start(self, name: str, arguments: Sequence[str], **facts: object) -> Child:
+        if self._coordinator:
+            facts["SHOAL_COORDINATOR"] = self._coordinator
+        environment = self._plan.environment(self._environment, facts)
+        return Child(name, (sys.executable, *arguments), environment, self._events.put)
+
+    # --- attending ----------------------------------------------------------------------------------
+
+    def _attend(self, until: Callable[[], bool]) -> None:
+        """Acts on events until the condition holds, or there is a verdict and it is due."""
+        while self._verdict is not None or not until():
+            self._check_nodes()
+            left = self._seconds_left()
+            if self._verdict is not None and left == 0.0:
+                return
+            try:
+                event = self._events.get(timeout=left)
+            except Empty:
+                continue
+            self._act(event)
+
+    def _seconds_left(self) -> float | None:
+        """Until the verdict is due or, while there is none, a node is late at something; None: nothing can be."""
+        due = [self._verdict.due] if self._verdict else [*self._ready_by.values()]
+        if self._left is not None and self._nodes and self._verdict is None:
+            due.append(self._left[1])
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _act(self, event: _Event) -> None:
+        match event:
+            case Line(child, text):
+                self._line(child, text)
+            case Exited(child, status) if child in self._workers:
+                self._worker_ended(child, self._workers.pop(child), status)
+            case Exited(child, status):
+                self._nodes.remove(child)
+                self._node_ended(child, status)
+            case _Interrupted(number):
+                self._verdict = _Verdict(time.monotonic(), 128 + number)
+            case _Seen(job_status):
+                if self._on_status is not None:
+                    self._on_status(job_status)
+            case _:
+                assert_never(event)
+
+    def _line(self, child: Child, text: str) -> None:
+        if child in self._ready_by and text.startswith(READY):
+            del self._ready_by[child]
+            self._coordinator = self._coordinator or text.removeprefix(READY).strip()
+        else:
+            self._on_line(child.name, text)
+
+    def _worker_ended(self, child: Child, rank: int, status: int) -> None:
+        if status == 0 or self._verdict is not None:
+            return
+        who = f"{child.name} (pid {child.pid}) {_ending(status)}"
+        restarts, allowed = self._restarts + 1, self._plan.max_restarts
+        if status < 0 and restarts <= allowed and any(node.name == COORDINATOR for node in self._nodes):
+            self._restarts = restarts
+            self._say(f"{who}; started again (restart {restarts} of {allowed})")
+            self._start_worker(rank)
+            return
+        hint = f" and no restart is left of {allowed} (--max-restarts)" if status < 0 and restarts > allowed else ""
+        self._say(f"{who}{hint}; the job ends with it")
+        self._decide(status if status > 0 else 128 - status, settle=SETTLE_SECONDS)
+
+    def _node_ended(self, child: Child, status: int) -> None:
+        who = f"{child.name} (pid {child.pid}) {_ending(status)}"
+        if self._ready_by.pop(child, None) is not None:
+            self._decide(StartupError(f"{who} before it was ready{_why(child)}"))
+        elif status != 0:
+            self._decide(_lost(f"{who}{_why(child)}"))
+        elif self._left is None:  # when a job is over, all of its nodes end so
+            self._left = (f"{who}{_why(child)}", time.monotonic() + GRACE_SECONDS)
+
+    def _check_nodes(self) -> None:
+        """Whether each node that should be ready is, and whether nodes that end do so together."""
+        if self._verdict is not None:
+            return
+        now = time.monotonic()
+        late = [child for child, by in self._ready_by.items() if now >= by]
+        if late:
+            names = ", ".join(f"{child.name} (pid {child.pid}){_why(child)}" for child in late)
+            limit = f"start_ms={self._plan.limits.start_ms}"
+            self._decide(StartupError(f"not ready after {limit}: {names}; on a slow machine raise SHOAL_START_MS"))
+        elif self._left is not None and self._nodes and now >= self._left[1]:
+            self._decide(_lost(self._left[0]))
+
+    def _decide(self, status: int | ShoalError, settle: float = 0.0) -> None:
+        """The job ends so, unless a worker's failure turns out to follow from a node's."""
+        if self._verdict is None or (isinstance(status, ShoalError) and isinstance(self._verdict.status, int)):
+            self._verdict = _Verdict(time.monotonic() + settle, status)
+
+    # --- ending -------------------------------------------------------------------------------------
+
+    def _end_all(self) -> None:
+        """Workers first, so that none of them complains of a server that is gone."""
+        try:
+            self._end(self._workers)
+            self._end(self._nodes)
+        finally:
+            for child in (*self._workers, *self._nodes):
+                child.signal(signal.SIGKILL)
+
+    def _end(self, children: dict[Child, int] | list[Child]) -> None:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for child in children:
+                child.signal(number)
+            until = time.monotonic() + GRACE_SECONDS
+            while children and (left := until - time.monotonic()) > 0:
+                try:
+                    event = self._events.get(timeout=left)
+                except Empty:
+                    break
+                match event:
+                    case Line(child, text):
+                        self._line(child, text)
+                    case Exited(child, _) if child in self._workers:
+                        del self._workers[child]
+                    case Exited(child, _):
+                        self._nodes.remove(child)
+                    case _Interrupted():  # asked twice: no more grace
+                        until = 0.0
+                    case _Seen():
+                        pass
+                    case _:
+                        assert_never(event)
+
+    def _say(self, text: str) -> None:
+        self._on_line(LAUNCHER, text)
+
+
+@contextmanager
+def _signals(events: SimpleQueue[_Event]) -> Iterator[None]:
+    """Turns Ctrl-C and its kin into events. Off the main thread, where Python allows it to nobody, does nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        signal.signal(number, lambda number, _frame: events.put(_Interrupted(number)))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+@contextmanager
+def _polling(record: JobRecord, events: SimpleQueue[_Event]) -> Iterator[None]:
+    """Puts the job's status into the queue, twice a second."""
+    over = threading.Event()
+
+    def poll() -> None:
+        while not over.wait(STATUS_SECONDS):
+            try:
+                status = visitor.status(record.address, record.job, record.token, deadline_ms=STATUS_DEADLINE_MS)
+            except ShoalError:
+                continue  # busy or ending; if the coordinator died, its end says so
+            events.put(_Seen(status))
+
+    thread = threading.Thread(target=poll, name="status", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _ending(status: int) -> str:
+    if status >= 0:
+        return f"ended with exit status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:  # a real-time signal without a name
+        return f"was killed by signal {-status}"
+
+
+def _lost(who: str) -> JobError:
+    return JobError(
+        f"{who}; the job cannot go on without any of its servers and its coordinator: "
+        f"start again from the last snapshot with --resume PATH"
+    )
+
+
+def _why(child: Child) -> str:
+    """What the child itself said last, to be put behind its name."""
+    lines = [line for line in child.last_lines if not line.startswith(READY)]
+    errors = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
+    if errors:
+        return f": {errors[-1]}"
+    return f", its last lines: {' | '.join(lines)}" if lines else ""

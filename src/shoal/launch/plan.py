@@ -1,0 +1,78 @@
+"""What a job on this machine will be, all of it checked before its first process starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from shoal.config import Limits
+from shoal.errors import ConfigurationError
+
+# What tells one process of a job from another; a job inside a job inherits none of it.
+_IDENTITY = ("SHOAL_COORDINATOR", "SHOAL_RANK", "SHOAL_SERVER_INDEX", "SHOAL_RESUME")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run; all of it known before the first process starts."""
+
+    command: tuple[str, ...]
+    workers: int
+    servers: int
+    host: str
+    port: int
+    max_restarts: int
+    resume: Path | None
+    job: str
+    token: str
+    limits: Limits
+
+    def check(self) -> None:
+        """Raises ConfigurationError for what cannot work."""
+        for name, value in (("workers", self.workers), ("servers", self.servers)):
+            if value < 1:
+                raise ConfigurationError(f"a job needs at least 1 of its {name}, not {value}")
+        if not 0 <= self.port < 1 << 16:
+            raise ConfigurationError(f"port {self.port} must lie in 0..65535; 0 takes any free one")
+        if self.max_restarts < 0:
+            raise ConfigurationError(f"max_restarts={self.max_restarts} must be 0 or more")
+        if self.resume is not None and not self.resume.exists():
+            raise ConfigurationError(f"there is no snapshot at {self.resume}; give the path that a run printed")
+        match self.command:
+            case () | ("-m",):
+                raise ConfigurationError("there is nothing to run; give a script.py, or -m and a module")
+            case ("-m", *_):
+                pass
+            case (script, *_) if not Path(script).is_file():
+                raise ConfigurationError(f"there is no script at {script} (looked in {Path.cwd()})")
+
+    @property
+    def listen(self) -> str:
+        """The address the coordinator is to listen at."""
+        return f"tcp://{self.host}:{self.port}"
+
+    def environment(self, base: Mapping[str, str], facts: Mapping[str, object]) -> dict[str, str]:
+        """The environment of one process of the job; facts are what tells it from the others."""
+        kept = {name: value for name, value in base.items() if name not in _IDENTITY}
+        resume = {} if self.resume is None else {"SHOAL_RESUME": str(self.resume.resolve())}
+        limits = {f"SHOAL_{item.name.upper()}": str(getattr(self.limits, item.name)) for item in fields(self.limits)}
+        job = {
+            "SHOAL_JOB": self.job,
+            "SHOAL_TOKEN": self.token,
+            "SHOAL_WORKERS": str(self.workers),
+            "SHOAL_SERVERS": str(self.servers),
+            "PYTHONUNBUFFERED": "1",
+        }
+        return {**kept, **job, **limits, **resume, **{name: str(value) for name, value in facts.items()}}
+
+
+def title(command: Sequence[str]) -> str:
+    """A short name for what is run: "train" of train.py, "a.b" of -m a.b."""
+    match command:
+        case ("-m", module, *_):
+            return module
+        case (script, *_):
+            return Path(script).stem
+        case _:
+            return "nothing"

@@ -1,0 +1,105 @@
+"""The launcher with the real coordinator, servers and workers."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shoal.errors import JobError, StartupError
+from shoal.launch.local import launch
+from shoal.wire.messages import Status
+
+TRAINING = """
+import os, signal, sys, time
+import torch
+import shoal
+
+torch.set_num_threads(1)
+mark = sys.argv[1]
+with shoal.connect() as ps:
+    weight = torch.nn.Parameter(torch.zeros(3))
+    opt = ps.optimizer([("weight", weight)], shoal.SGD(lr=0.1), sync=shoal.Sync())
+    for step in range(int(sys.argv[2])):
+        (weight - 1.0).square().sum().backward()
+        opt.step()
+        opt.zero_grad()
+        time.sleep(0.02)
+        if ps.rank == 1 and step == 5 and mark and not os.path.exists(mark):
+            open(mark, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+    print(f"weight {weight[0].item():.3f}")
+"""
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> str:
+    path = tmp_path / "training.py"
+    path.write_text(TRAINING)
+    return str(path)
+
+
+class Watcher:
+    """Keeps what launch tells, and acts on the first status for which `act` has an answer."""
+
+    def __init__(self, act: Callable[[Status], bool] = lambda status: False) -> None:
+        self.lines: list[tuple[str, str]] = []
+        self.statuses: list[Status] = []
+        self._act: Callable[[Status], bool] = act
+        self._acted = False
+
+    def line(self, source: str, text: str) -> None:
+        self.lines.append((source, text))
+
+    def status(self, status: Status) -> None:
+        self.statuses.append(status)
+        self._acted = self._acted or self._act(status)
+
+    def of(self, source: str) -> list[str]:
+        return [text for name, text in self.lines if name == source]
+
+
+def test_a_script_trains_and_the_status_shows_its_members(training: str) -> None:
+    watcher = Watcher()
+    assert launch((training, "", "60"), 2, 2, on_line=watcher.line, on_status=watcher.status) == 0, watcher.lines
+    assert watcher.of("worker 0") == watcher.of("worker 1") == ["weight 1.000"]
+    versions = [status.version for status in watcher.statuses]
+    assert versions == sorted(versions)
+    busiest = max(watcher.statuses, key=lambda status: len(status.members))
+    names = [member.name for member in busiest.members]
+    assert names == ["coordinator", "server/0", "server/1", "worker/0", "worker/1"]
+
+
+def test_a_worker_that_is_killed_in_training_comes_back_and_the_job_finishes(training: str, tmp_path: Path) -> None:
+    watcher = Watcher()
+    status = launch((training, str(tmp_path / "mark"), "60"), 2, 2, on_line=watcher.line)
+    assert status == 0, watcher.lines
+    assert [bool(re.search(r"worker 1 .* SIGKILL; started again", text)) for text in watcher.of("shoal")] == [True]
+    assert "weight 1.000" in watcher.of("worker 0")
+
+
+def test_a_server_that_is_killed_in_training_ends_the_job_by_name(training: str) -> None:
+    def kill_server(status: Status) -> bool:
+        pids = {member.name: member.pid for member in status.members}
+        if status.version < 3 or "server/1" not in pids:
+            return False
+        os.kill(pids["server/1"], signal.SIGKILL)
+        return True
+
+    watcher = Watcher(kill_server)
+    with pytest.raises(JobError, match=r"server 1 \(pid \d+\) was killed by SIGKILL.*--resume PATH"):
+        launch((training, "", "100000"), 2, 2, on_line=watcher.line, on_status=watcher.status)
+
+
+def test_a_port_that_is_taken_is_told_before_anything_else_starts(training: str) -> None:
+    watcher = Watcher()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StartupError, match=f"127.0.0.1:{port} is taken"):
+            launch((training, "", "1"), 1, 1, port=port, on_line=watcher.line)
+    assert {source for source, _ in watcher.lines} == {"coordinator"}
