@@ -1,0 +1,64 @@
+"""Which parameters of this process a worker refreshes, and under which policy.
+
+Fresh parameters land in host memory while step() or lease() waits; refresh() brings them into the
+model. The loader finds the binding of its worker here, for a lease may bring fresh parameters too.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+
+import torch
+
+from shoal.adapters.torch.groups import Named
+from shoal.adapters.torch.tensors import Landing
+from shoal.runtime.worker import Worker
+from shoal.vocabulary import PolicySpec, TableSpec
+
+_bindings: weakref.WeakKeyDictionary[Worker, Binding] = weakref.WeakKeyDictionary()
+
+
+def bind(worker: Worker, spec: TableSpec, members: Sequence[Named]) -> Binding:
+    """Tell the worker where the parameters live; binding_of(worker) knows them from now on."""
+    binding = Binding(spec.policy, members)
+    worker.bind([landing.bytes for landing in binding.landings])
+    _bindings[worker] = binding
+    return binding
+
+
+def binding_of(worker: Worker) -> Binding | None:
+    """The binding of this worker's optimizer, if it has one yet."""
+    return _bindings.get(worker)
+
+
+class Binding:
+    """The trainable parameters of one optimizer."""
+
+    def __init__(self, policy: PolicySpec, members: Sequence[Named]) -> None:
+        self.policy = policy
+        self.members = members
+        self.landings = [Landing(item.parameter) for item in members]
+        self._version: int | None = None
+        self._written: list[int] = []
+
+    def check(self) -> None:
+        """Raise ConfigurationError if a parameter's memory is not the one that was bound."""
+        for item, landing in zip(self.members, self.landings, strict=True):
+            landing.check(item.name)
+
+    def written(self) -> bool:
+        """Whether somebody else changed a parameter since the last refresh."""
+        return self._written != [item.parameter._version for item in self.members]
+
+    def refresh(self, version: int) -> None:
+        """Bring what landed into the parameters, unless they hold this version already."""
+        if version == self._version:
+            return
+        self._version = version
+        with torch.no_grad():
+            for landing in self.landings:
+                landing.arrive()
+        for device in {item.parameter.device for item in self.members if item.parameter.device.type == "cuda"}:
+            torch.cuda.current_stream(device).synchronize()  # the next parameters land in the same host memory
+        self._written = [item.parameter._version for item in self.members]

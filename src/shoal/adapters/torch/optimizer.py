@@ -1,0 +1,279 @@
+"""A torch.optim.Optimizer whose state and arithmetic live on the servers.
+
+What a user of torch's optimizers does works on it: learning-rate schedulers, parameter groups,
+GradScaler, closures, gradient accumulation by several backwards, state_dict. step() hands in this
+worker's gradients, waits as the policy says, and returns with fresh parameters in place.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from shoal.adapters.torch.binding import Binding, bind
+from shoal.adapters.torch.gradients import Outbox, Slot
+from shoal.adapters.torch.groups import Group, Named, Parameters, groups_of, settings_of, trainable
+from shoal.errors import ConfigurationError, NonFiniteGradientError
+from shoal.optim import Rule
+from shoal.policy import Policy, Sync
+from shoal.runtime.worker import Worker
+from shoal.vocabulary import TableSpec
+
+NonFinite = Literal["refuse", "skip", "allow"]
+Reduction = Literal["mean", "sum"]
+
+DEFAULT_POLICY: Policy = Sync()
+
+logger = logging.getLogger(__name__)
+
+
+def optimizer(
+    worker: Worker,
+    params: Parameters,
+    rule: Rule,
+    *,
+    sync: Policy = DEFAULT_POLICY,
+    reduction: Reduction = "mean",
+    nonfinite: NonFinite = "refuse",
+) -> Optimizer:
+    """Declare the table of these parameters, wait for their initial values, and return its optimizer.
+
+    params: a Module, or what torch's optimizers take: parameters, (name, parameter) pairs, or dicts
+        {"params": ..., setting: value}. float32, bfloat16 or float16, any shape and layout, on CPU or
+        CUDA. Those that do not require gradients (and a module's buffers) stay the worker's own: no
+        server holds them, so give every worker the same.
+    rule: a value of shoal.optim, such as AdamW(lr=3e-4, clip_norm=1.0).
+    sync: the consistency policy: Sync(), Sync(quorum=0.9), Bounded(staleness=3) or Async().
+    reduction: how contributions combine: "mean" weighs each by its share of the samples (for losses
+        that are means), "sum" adds them up.
+    nonfinite: what to do with a gradient that holds NaN or infinity: "refuse" raises
+        NonFiniteGradientError, "skip" leaves this worker's contribution out of the commit, "allow"
+        lets it pass.
+
+    All parameters hold the same initial values on every worker afterwards: those of one of them.
+    Raises ConfigurationError for what a table cannot hold, RefusedError if another worker's table
+    differs, DeadlineError or StartupError if the job does not form.
+    """
+    return Optimizer(worker, params, rule, sync=sync, reduction=reduction, nonfinite=nonfinite)
+
+
+class Optimizer(torch.optim.Optimizer):
+    """See optimizer(). The learning rate of each group is read from param_groups at every step."""
+
+    _step_supports_amp_scaling = True  # GradScaler hands grad_scale and found_inf to step()
+
+    def __init__(
+        self,
+        worker: Worker,
+        params: Parameters,
+        rule: Rule,
+        *,
+        sync: Policy,
+        reduction: Reduction,
+        nonfinite: NonFinite,
+    ) -> None:
+        if nonfinite not in get_args(NonFinite):
+            raise ConfigurationError(f"nonfinite={nonfinite!r}; known: {', '.join(get_args(NonFinite))}")
+        if reduction not in get_args(Reduction):
+            raise ConfigurationError(f"reduction={reduction!r}; known: {', '.join(get_args(Reduction))}")
+        self._groups = groups_of(params, rule)
+        self._members = trainable(self._groups)
+        self._declared = False
+        super().__init__([_torch_group(group) for group in self._groups], settings_of(rule))
+        self._declared = True
+        self._worker, self._nonfinite = worker, nonfinite
+        spec = TableSpec(
+            tensors=tuple(item.spec for item in self._members),
+            rule=rule.name,
+            groups=tuple(group.rule.settings for group in self._groups),
+            policy=sync.spec,
+            clip_norm=rule.clip_norm,
+            reduction=reduction,
+        )
+        self._binding = _join(worker, spec, self._members)
+        self._outbox = Outbox.of(worker, self._members)
+        self._warned: set[str] = set()
+        handles = [
+            _register(item.parameter, _hook(weakref.ref(self._outbox), index))
+            for index, item in enumerate(self._members)
+        ]
+        weakref.finalize(self, _remove, handles)
+
+    @property
+    def clock(self) -> int:
+        """The step this worker is working on, counted over the whole job."""
+        return self._worker.clock
+
+    @property
+    def version(self) -> int:
+        """The version (number of commits) of the parameters in place."""
+        return self._worker.version
+
+    # torch types step() by overloads that no subclass of its own follows either.
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], float] | None = None, *, samples: int | None = None
+    ) -> float | None:
+        """Contribute the gradients, wait as the policy says, and return with fresh parameters in place.
+
+        closure: computes the loss anew and calls backward; its value is returned, as in torch.
+        samples: how many samples the gradients are over, where ps.loader does not count them.
+
+        Without any gradient the step is still taken, as an empty contribution, so that no other
+        worker waits for this one. Raises NonFiniteGradientError, ConfigurationError for parameters
+        that are not as declared, and what the worker raises when the job fails.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._check_settings(self.param_groups)
+        self._check_parameters()
+        with torch.no_grad():
+            self._contribute(samples)
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The groups' settings. Moments are the servers': `ps.snapshot(path)` writes them down."""
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the groups' learning rates.
+
+        Raises ConfigurationError if it carries moments (they live on the servers) or settings other
+        than those the table was declared with.
+        """
+        if state_dict.get("state"):
+            raise ConfigurationError(
+                "this state_dict carries per-parameter state; Shoal keeps it on the servers: start the job from a "
+                'snapshot to resume it, or load {"state": {}, "param_groups": ...} to take over the settings alone'
+            )
+        groups = state_dict["param_groups"]
+        if len(groups) != len(self._groups):
+            raise ConfigurationError(
+                f"the state_dict has {len(groups)} parameter groups, the optimizer {len(self._groups)}"
+            )
+        self._check_settings(groups)
+        super().load_state_dict(state_dict)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Only torch's own constructor may: a table is declared once (ConfigurationError)."""
+        if self._declared:
+            raise ConfigurationError("the table is declared: give all parameter groups to ps.optimizer(...) at once")
+        super().add_param_group(param_group)
+
+    # --- helpers ----------------------------------------------------------------------------------
+
+    def _contribute(self, samples: int | None) -> None:
+        scale, overflow = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        unscaled = overflow is not None and scale is None  # scaler.unscale_ came before
+        void = overflow is not None and float(overflow) > 0
+        if void:
+            self._outbox.drop()
+        else:
+            self._outbox.complete(unscaled)
+            void = self._judge()
+            self._outbox.plan(unscaled)
+        rates = [float(group["lr"]) for group in self.param_groups]
+        self._worker.step(rates, 1.0 if scale is None else 1.0 / float(scale), void, samples)
+        self._outbox.clear()
+        self._binding.refresh(self.version)
+
+    def _judge(self) -> bool:
+        """Whether this contribution is to be left out; raises if it must not go on."""
+        if not any(slot.sent for slot in self._outbox.slots):
+            self._warn(
+                "step() found no gradient on any parameter and contributes nothing; call loss.backward() before it"
+            )
+            return True
+        broken = self._outbox.not_finite()
+        if not broken or self._nonfinite == "allow":
+            return False
+        if self._nonfinite == "skip":
+            logger.warning("worker %d, clock %d: %s; skipped", self._worker.rank, self.clock, _holds_nan(broken))
+            return True
+        self._outbox.drop()
+        rate = self.param_groups[broken[0].named.group]["lr"]
+        raise NonFiniteGradientError(
+            f"worker {self._worker.rank}, clock {self.clock}: {_holds_nan(broken)}; the step was not taken. "
+            f"Look at the learning rate ({float(rate):g}) and at this batch; for float16 use torch.amp.GradScaler; "
+            'ps.optimizer(..., nonfinite="skip") leaves such contributions out'
+        )
+
+    def _check_settings(self, groups: Sequence[dict[str, Any]]) -> None:
+        for index, (given, group) in enumerate(zip(groups, self._groups, strict=True)):
+            for name, declared in settings_of(group.rule).items():
+                value = given.get(name)
+                value = tuple(value) if isinstance(value, list) else value
+                if value != declared and name != "lr":
+                    raise ConfigurationError(
+                        f"{name} of parameter group {index} is {value!r}, but the table was declared with "
+                        f"{declared!r}; only lr may change (schedulers that cycle momentum: cycle_momentum=False)"
+                    )
+
+    def _check_parameters(self) -> None:
+        self._binding.check()
+        if self._binding.written():
+            self._warn(
+                "parameters were changed in place since the last step; the servers hold the parameters, so such "
+                "changes do not last: load weights before ps.optimizer(...)"
+            )
+        held = {id(item.parameter) for item in self._members}
+        for item in (item for group in self._groups for item in group.members if id(item.parameter) not in held):
+            if item.parameter.requires_grad:
+                raise ConfigurationError(
+                    f"parameter {item.name!r} was frozen when the table was declared and requires gradients now; "
+                    "make the optimizer while it does, and freeze it afterwards"
+                )
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            warnings.warn(f"worker {self._worker.rank}: {text}", stacklevel=5)
+
+
+def _join(worker: Worker, spec: TableSpec, members: Sequence[Named]) -> Binding:
+    """Declare the table, seed it if asked to, and return with the initial parameters in place."""
+    seeds = worker.declare(spec)
+    binding = bind(worker, spec, members)
+    if seeds:
+        worker.seed()
+    worker.start()
+    binding.refresh(worker.version)
+    return binding
+
+
+def _hook(outbox: weakref.ref[Outbox], index: int) -> Callable[[Tensor], None]:
+    """A hook that does not keep an optimizer alive that nobody uses any more."""
+
+    def fired(_: Tensor) -> None:
+        target = outbox()
+        if target is not None:
+            target.fired(index)
+
+    return fired
+
+
+def _torch_group(group: Group) -> dict[str, Any]:
+    return {"params": [item.parameter for item in group.members], **settings_of(group.rule)}
+
+
+def _register(parameter: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:
+    handle: RemovableHandle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+    return handle
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+
+
+def _holds_nan(slots: list[Slot]) -> str:
+    others = f" (and {len(slots) - 1} more)" if len(slots) > 1 else ""
+    return f"the gradient of parameter {slots[0].named.name!r}{others} holds NaN or infinity"

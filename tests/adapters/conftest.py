@@ -1,0 +1,114 @@
+"""A worker without a job: one contribution a step, applied with the servers' own rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from shoal.core.machine import Fresh
+from shoal.optim.registry import rule_for
+from shoal.vocabulary import Dataset, Lease, TableSpec
+
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+class FakeWorker:
+    """Keeps the promises of runtime.worker.Worker for a job of one, and a record of what was called."""
+
+    def __init__(self, workers: int = 1, leases: Sequence[Lease | None] = ()) -> None:
+        self.rank, self.workers, self.clock, self.version = 0, workers, 0, 0
+        self.leases, self.asked = list(leases), []
+        self.pushed: dict[int, np.ndarray] = {}  # of this attempt
+        self.pushes: list[int] = []  # tensors, over all attempts of this clock
+        self.restarts = 0
+        self.data_epochs = 0
+        self.steps: list[dict[str, object]] = []
+
+    def declare(self, spec: TableSpec) -> bool:
+        self.spec = spec
+        return True
+
+    def bind(self, parameters: Sequence[np.ndarray]) -> None:
+        self.bound = parameters
+
+    def seed(self) -> None:
+        self.rules = [rule_for(self.spec.rule, settings) for settings in self.spec.groups]
+        self.masters = [
+            bytes_.view(DTYPES[tensor.dtype]).astype(np.float32)
+            for bytes_, tensor in zip(self.bound, self.spec.tensors, strict=True)
+        ]
+        self.states = [
+            [np.zeros(tensor.elements, np.float32) for _ in self.rules[tensor.group].states]
+            for tensor in self.spec.tensors
+        ]
+        self.counts = [0] * len(self.masters)
+
+    def start(self) -> Fresh:
+        self.clock, self.version = 1, 1
+        return Fresh(1, 1, True)
+
+    def push(self, tensor: int, gradient: np.ndarray) -> None:
+        assert gradient.dtype == np.uint8
+        assert gradient.size == self.bound[tensor].size
+        self.pushed[tensor] = gradient
+        self.pushes.append(tensor)
+
+    def restart(self) -> None:
+        self.pushed.clear()
+        self.restarts += 1
+
+    def step(
+        self, rates: Sequence[float], multiplier: float = 1.0, void: bool = False, samples: int | None = None
+    ) -> Fresh:
+        pushed = [self.spec.tensors[index].name for index in sorted(self.pushed)]
+        self.steps.append({"rates": rates, "multiplier": multiplier, "void": void, "pushed": pushed})
+        if not void:
+            self._apply(rates, multiplier)
+        self.pushed, self.pushes = {}, []
+        self.clock, self.version = self.clock + 1, self.version + 1
+        return Fresh(self.version, self.clock, True)
+
+    def next_data_epoch(self) -> int:
+        self.data_epochs += 1
+        return self.data_epochs - 1
+
+    def lease(self, dataset: Dataset, epoch: int) -> Lease | None:
+        self.asked.append((dataset, epoch))
+        return self.leases.pop(0)
+
+    def _apply(self, rates: Sequence[float], multiplier: float) -> None:
+        scale = np.float32(multiplier)
+        gradients = {
+            index: view.view(DTYPES[self.spec.tensors[index].dtype]).astype(np.float32) * scale
+            for index, view in self.pushed.items()
+        }
+        if self.spec.clip_norm is not None:
+            norm = float(np.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in gradients.values())))
+            factor = np.float32(min(1.0, self.spec.clip_norm / (norm + 1e-6)))
+            gradients = {index: gradient * factor for index, gradient in gradients.items()}
+        for index, gradient in gradients.items():
+            tensor = self.spec.tensors[index]
+            self.counts[index] += 1
+            constants = self.rules[tensor.group].constants(self.counts[index], rates[tensor.group])
+            self.rules[tensor.group].update(self.masters[index], gradient, self.states[index], constants)
+            self.bound[index].view(DTYPES[tensor.dtype])[:] = self.masters[index].astype(DTYPES[tensor.dtype])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def worker() -> FakeWorker:
+    return FakeWorker()
+
+
+@pytest.fixture
+def make_worker() -> type[FakeWorker]:
+    return FakeWorker
