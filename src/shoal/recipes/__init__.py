@@ -1,0 +1,1 @@
+"""Training recipes: complete programs on top of the public interface, `shoal.connect()`."""
