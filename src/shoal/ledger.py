@@ -24,6 +24,7 @@ class Ledger:
     epoch: int = 0
     committed: int = 0  # samples of this epoch
     free: list[Span] = field(default_factory=list)
+    left: dict[int, list[Span]] = field(default_factory=dict)  # free samples of earlier data epochs
     leased: dict[int, tuple[int, Lease]] = field(default_factory=dict)  # identity -> (worker, lease)
     identities: int = 0
 
@@ -35,27 +36,35 @@ class Ledger:
         """Every sample of the epoch is committed."""
         return self.committed == self.dataset.size
 
-    def advance(self) -> None:
-        """Open the next data epoch. Samples already in an unfinished gradient stay leased until its commit."""
+    def advance(self, keep: bool = True) -> None:
+        """Open the next data epoch. Samples already in an unfinished gradient stay leased until its commit;
+        those still free are kept for workers that come back for them, unless the epoch was broken off."""
+        if keep and self.free:
+            self.left[self.epoch] = self.free
         self.epoch += 1
         self.committed = 0
         self.free = [(0, self.dataset.size)]
 
-    def grant(self, worker: int, share: float = 1.0) -> Lease | None:
-        """Lease up to batch * share free samples (at least one) to `worker`; None when none is free."""
-        if not self.free:
+    def grant(self, worker: int, share: float = 1.0, epoch: int | None = None) -> Lease | None:
+        """Lease up to batch * share free samples (at least one) to `worker`; None when none is free.
+
+        epoch: of an earlier data epoch, if not of the open one.
+        """
+        epoch = self.epoch if epoch is None else epoch
+        free = self.free if epoch == self.epoch else self.left.get(epoch, [])
+        if not free:
             return None
         wanted = max(1, round(self.dataset.batch * share))
         taken: list[Span] = []
-        while wanted and self.free:
-            start, stop = self.free.pop(0)
+        while wanted and free:
+            start, stop = free.pop(0)
             cut = min(stop, start + wanted)
             taken.append((start, cut))
             wanted -= cut - start
             if cut < stop:
-                self.free.insert(0, (cut, stop))
+                free.insert(0, (cut, stop))
         self.identities += 1
-        lease = Lease(self.identities, self.epoch, tuple(taken))
+        lease = Lease(self.identities, epoch, tuple(taken))
         self.leased[lease.identity] = (worker, lease)
         return lease
 
@@ -77,9 +86,12 @@ class Ledger:
         """Free all that is leased to `worker`; returns how many samples are free again."""
         mine = [identity for identity, (owner, _) in self.leased.items() if owner == worker]
         leases = [self.leased.pop(identity)[1] for identity in mine]
-        spans = [span for lease in leases if lease.epoch == self.epoch for span in lease.spans]
-        self.free = _merged([*self.free, *spans])
-        return sum(stop - start for start, stop in spans)
+        for lease in leases:
+            if lease.epoch == self.epoch:
+                self.free = _merged([*self.free, *lease.spans])
+            else:
+                self.left[lease.epoch] = _merged([*self.left.get(lease.epoch, []), *lease.spans])
+        return sum(lease.samples for lease in leases)
 
 
 def _merged(spans: list[Span]) -> list[Span]:

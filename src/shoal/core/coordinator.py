@@ -15,11 +15,11 @@ from shoal.config import Job
 from shoal.core import machine as k
 from shoal.core.commit_log import CommitLog
 from shoal.core.dispatch import Dispatch
+from shoal.core.formation import Formation
 from shoal.core.membership import COMPUTING, DECLARED, IDLE, JOINED, PARKED, READY, Member, Membership, Server
 from shoal.core.saving import Savings
 from shoal.core.status import status
-from shoal.errors import ShoalError
-from shoal.policy import Go, Policy, View, from_spec
+from shoal.policy import Go, Policy, View
 from shoal.vocabulary import Lease, TableSpec, Weighted, server_name, worker_name
 from shoal.wire import messages as m
 
@@ -35,10 +35,9 @@ class Coordinator:
     clock_at_start: int = 0  # above 0 when the job goes on from a snapshot
     phase: str = FORMING
     clock: int = 0  # the open clock of a lockstep policy
-    spec: TableSpec | None = None
-    policy: Policy | None = None
     dispatch: Dispatch = field(default_factory=Dispatch)
     membership: Membership = field(init=False)
+    formation: Formation = field(init=False)
     log: CommitLog = field(init=False)
     savings: Savings = field(init=False)
     updated: int = 0  # the last entry that changed parameters
@@ -46,12 +45,21 @@ class Coordinator:
     started_at: int | None = None
     empty_at: int | None = None
     waiting: str = ""  # what the job waits for, in words
-    created_at: int = 0  # when Create was last sent
 
     def __post_init__(self) -> None:
         self.membership = Membership(self.job.limits)
+        self.formation = Formation(self.job, self.epoch, self.membership)
         self.log = CommitLog(self.epoch, self.job.servers)
         self.savings = Savings(self.job.servers)
+
+    @property
+    def spec(self) -> TableSpec | None:
+        """The job's table, once a worker has declared it."""
+        return self.formation.spec
+
+    @property
+    def policy(self) -> Policy | None:
+        return self.formation.policy
 
     def step(self, event: object, now: int) -> list[k.Effect]:
         """Take one event; return what is to be done about it."""
@@ -80,7 +88,7 @@ class Coordinator:
     def _received(self, source: str, message: m.Message, now: int) -> list[k.Effect]:
         match message:
             case m.Register():
-                return self._register(message, now)
+                return [*self.formation.register(message, now), *self.log.repeat(message.server)]
             case m.Join():
                 return self._join(source, message, now)
             case m.Created(shard=shard, version=version):
@@ -149,22 +157,6 @@ class Coordinator:
 
     # --- forming the job ----------------------------------------------------------------------
 
-    def _register(self, register: m.Register, now: int) -> list[k.Effect]:
-        name = server_name(register.server)
-        known = self.membership.servers.get(register.server)
-        if register.server >= self.job.servers:
-            reason = f"{name} is one too many: job {self.job.name} has {self.job.servers} servers"
-            return [k.Send(name, m.Refused("Register", reason))]
-        if known is not None and known.pid != register.pid:
-            reason = f"{name} is taken by process {known.pid}"
-            return [k.Send(name, m.Refused("Register", reason))]
-        if known is None:
-            server = Server(register.server, register.address, register.pid, now, version=register.version)
-            self.membership.servers[register.server] = server
-        else:
-            known.heard_at, known.broken_at = now, None
-        return [k.Send(name, m.Registered(self.epoch)), *self.log.repeat(register.server), *self._welcome_all()]
-
     def _join(self, source: str, join: m.Join, now: int) -> list[k.Effect]:
         effects: list[k.Effect] = []
         member = self.membership.members.get(join.rank)
@@ -178,48 +170,22 @@ class Coordinator:
             member = self.membership.join(join, now)
             self.empty_at = None
         member.heard_at, member.broken_at = now, None
-        return effects + self._welcome(member, source)
-
-    def _welcome(self, member: Member, to: str) -> list[k.Effect]:
-        if len(self.membership.servers) < self.job.servers:
-            return []  # the worker repeats its Join; _register welcomes everyone
-        addresses = tuple(self.membership.servers[index].address for index in range(self.job.servers))
-        return [k.Send(to, m.Welcome(member.worker, member.incarnation, member.nonce, addresses))]
-
-    def _welcome_all(self) -> list[k.Effect]:
-        waiting = [member for member in self.membership.ordered() if member.state == JOINED]
-        return [effect for member in waiting for effect in self._welcome(member, worker_name(member.worker))]
+        return effects + self.formation.welcome(member, source)
 
     def _declare(self, member: Member, declare: m.Declare, now: int) -> list[k.Effect]:
-        name = worker_name(member.worker)
-        if self.spec is None:
-            try:
-                self.policy = from_spec(declare.spec.policy)
-            except ShoalError as error:
-                return [k.Send(name, m.Refused("Declare", str(error)))]
-            self.spec = declare.spec
-        elif declare.spec != self.spec:
-            return [k.Send(name, m.Refused("Declare", _difference(self.spec, declare.spec)))]
+        wrong = self.formation.declare(declare.spec)
+        if wrong:
+            return [k.Send(worker_name(member.worker), m.Refused("Declare", wrong))]
         if member.state == JOINED:
             member.state = DECLARED
-        if not all(server.created for server in self.membership.servers.values()):
-            return self._create()
-        return self._answer_declared(member, now)
-
-    def _create(self) -> list[k.Effect]:
-        assert self.spec is not None
-        return [
-            k.Send(server_name(server.index), m.Create(self.epoch, self.spec, server.index, self.job.servers))
-            for server in self.membership.servers.values()
-            if not server.created
-        ]
+        return self._answer_declared(member, now) if self.formation.complete else self.formation.create()
 
     def _created(self, shard: int, version: int, now: int) -> list[k.Effect]:
         server = self.membership.servers[shard]
         if server.created:
             return []
         server.created, server.version = True, version
-        if not all(item.created for item in self.membership.servers.values()):
+        if not self.formation.complete:
             return []
         versions = {item.version for item in self.membership.servers.values()}
         if len(versions) > 1:
@@ -294,6 +260,10 @@ class Coordinator:
         assert self.policy is not None
         if self.policy.lockstep and member.clock < self.clock:
             return self._drop(member, now)
+        if not self.dispatch.holds(member, ready):
+            # Someone else does these samples by now: its gradient may not count as well.
+            self.dispatch.take_back(member)
+            ready, member.dropped = msgspec.structs.replace(ready, leases=(), void=True), True
         member.ready, member.state = ready, READY
         return self._decide(now)
 
@@ -416,8 +386,15 @@ class Coordinator:
             member.state, member.started_at = COMPUTING, now
             lease = self.dispatch.attach(member, self.membership.ordered())
             member.released = m.Released(
-                member.worker, member.incarnation, before, member.clock, entry.seq, committed, lease
+                member.worker,
+                member.incarnation,
+                before,
+                member.clock,
+                entry.seq,
+                committed and not member.dropped,
+                lease,
             )
+            member.dropped = False
             effects.append(k.Send(worker_name(member.worker), member.released))
         return effects
 
@@ -443,6 +420,8 @@ class Coordinator:
         granted = member.granted
         if granted is not None and (granted.epoch, granted.number) == (request.epoch, request.number):
             return [k.Send(name, granted)]
+        if member.request is not None and request.number < member.request.number:
+            return []  # repeated, and overtaken by the worker's next request
         if member.state == IDLE:
             return [k.Send(name, m.Waiting(member.worker, member.incarnation, self.waiting))]
         if member.state != COMPUTING:
@@ -478,6 +457,8 @@ class Coordinator:
     def _grant(self, member: Member, lease: Lease | None) -> list[k.Effect]:
         assert member.request is not None
         epoch, number = member.request.epoch, member.request.number
+        if lease is None:
+            member.ended = max(member.ended, epoch)
         member.granted = m.Granted(
             member.worker, member.incarnation, epoch, number, lease, member.clock, member.version
         )
@@ -492,7 +473,7 @@ class Coordinator:
         if again is not None:
             return again
         entry = self._entry("cut", save=request.path)
-        self.savings.begin(request, entry, self.clock)
+        self.savings.begin(request, entry, self.clock - 1)  # the clocks that are over: a resumed job begins at the next
         return self.log.append(entry, now)
 
     def _remove(self, member: Member, why: str, now: int) -> list[k.Effect]:
@@ -521,7 +502,9 @@ class Coordinator:
         limits = self.job.limits
         assert self.started_at is not None
         if self.phase == FORMING and now - self.started_at >= limits.start_ms:
-            return self._stop(f"job {self.job.name} did not start within {limits.start_ms / 1000:g} s: {self.missing()}")
+            return self._stop(
+                f"job {self.job.name} did not start within {limits.start_ms / 1000:g} s: {self.formation.missing()}"
+            )
         server = self.membership.dead_server(now)
         if server is not None:
             return self._stop(
@@ -533,29 +516,9 @@ class Coordinator:
         effects: list[k.Effect] = []
         for member, reason in self.membership.dead(now):
             effects += self._remove(member, f"worker {member.worker} is declared dead: {reason}", now)
-        if self.phase == FORMING and self.spec is not None:
-            effects += self._create_again(now)
+        if self.phase == FORMING:
+            effects += self.formation.create_again(now)
         return effects + self.log.resend(now, limits.resend_ms)
-
-    def missing(self) -> str:
-        """What the job waits for before it begins, in words."""
-        servers = [str(i) for i in range(self.job.servers) if i not in self.membership.servers]
-        if servers:
-            return f"server {', '.join(servers)} of {self.job.servers} did not register with the coordinator"
-        members = self.membership.ordered()
-        if len(members) < self.job.workers:
-            return f"{len(members)} of {self.job.workers} workers have joined"
-        declared = [member for member in members if member.state == DECLARED]
-        if len(declared) < len(members):
-            late = [member.worker for member in members if member.state != DECLARED]
-            return f"workers {late} joined but have not set up their optimizer"
-        return "the initial parameters are on their way to the servers"
-
-    def _create_again(self, now: int) -> list[k.Effect]:
-        if now - self.created_at < self.job.limits.resend_ms:
-            return []
-        self.created_at = now
-        return self._create()
 
     def _stop(self, reason: str) -> list[k.Effect]:
         """End the job for everyone."""
@@ -563,21 +526,3 @@ class Coordinator:
         names = [worker_name(member.worker) for member in self.membership.ordered()]
         names += [server_name(index) for index in sorted(self.membership.servers)]
         return [*(k.Send(name, m.Stop(reason)) for name in names), k.Halt(reason)]
-
-
-def _difference(known: TableSpec, other: TableSpec) -> str:
-    """The first thing in which two declarations of the table differ, in words."""
-    way_out = "every worker must build the same model and the same optimizer"
-    for mine, theirs in zip(known.tensors, other.tensors, strict=False):
-        for fact in ("name", "shape", "dtype", "group"):
-            if getattr(mine, fact) != getattr(theirs, fact):
-                return (
-                    f"parameter {mine.name!r} has {fact} {getattr(mine, fact)} in the job and {getattr(theirs, fact)} "
-                    f"in this worker ({theirs.name!r}); {way_out}"
-                )
-    if len(known.tensors) != len(other.tensors):
-        return f"the job's model has {len(known.tensors)} parameters, this worker's {len(other.tensors)}; {way_out}"
-    for fact in ("rule", "groups", "policy", "clip_norm", "reduction", "block_elements_max"):
-        if getattr(known, fact) != getattr(other, fact):
-            return f"{fact} is {getattr(known, fact)} in the job and {getattr(other, fact)} in this worker; {way_out}"
-    return way_out

@@ -50,6 +50,10 @@ class Dispatch:
         member.leases = [lease for lease in member.leases if lease.identity not in ready.leases]
         return self.ledger.commit(member.worker, ready.leases)
 
+    def holds(self, member: Member, ready: m.Ready) -> bool:
+        """Whether all samples of a contribution are still its worker's: none was taken back meanwhile."""
+        return {lease.identity for lease in member.leases}.issuperset(ready.leases)
+
     def take_back(self, member: Member) -> None:
         """All that the member holds is free again."""
         member.leases.clear()
@@ -61,16 +65,20 @@ class Dispatch:
         idle = [member for member in members if member.state == IDLE]
         if self.ledger is None or not idle:
             return []
-        if self._over(members):
-            ended = [member for member in idle if _epoch(member) <= self.ledger.epoch]
+        holders = [item for item in members if any(lease.epoch == self.ledger.epoch for lease in item.leases)]
+        if not self.ledger.free and all(member.state == IDLE for member in holders):
+            # Who holds samples still makes them ready with its next step: one at a time, while the others stay,
+            # so that someone is there to take them over if that step comes to nothing.
+            ended = [member for member in holders[:1] or idle if _epoch(member) <= self.ledger.epoch]
             if ended:
                 return [(member, None) for member in ended]
             self.ledger.advance()
         elif all(member in idle and _epoch(member) > self.ledger.epoch for member in members):
-            self.ledger.advance()  # everyone broke off this data epoch
+            # All have left this data epoch: broken it off, or ended it before its last holder died.
+            self.ledger.advance(keep=any(member.ended >= self.ledger.epoch for member in members))
         behind = [member for member in idle if _epoch(member) < self.ledger.epoch]
         if behind:
-            return [(member, None) for member in behind]
+            return [(member, self._grant(member, members, _epoch(member))) for member in behind]
         if lockstep and any(_undecided(member, clock) for member in members):
             return []
         wanting = [member for member in idle if _epoch(member) == self.ledger.epoch]
@@ -84,22 +92,13 @@ class Dispatch:
             return None
         return self._grant(member, members)
 
-    def _over(self, members: Sequence[Member]) -> bool:
-        """Nothing is free, and whoever still holds samples of this epoch waits for more itself.
-
-        Such samples are in a gradient that its worker will make ready with its next step.
-        """
-        assert self.ledger is not None
-        holders = [member for member in members if any(lease.epoch == self.ledger.epoch for lease in member.leases)]
-        return not self.ledger.free and all(member.state == IDLE for member in holders)
-
-    def _grant(self, member: Member, members: Sequence[Member]) -> Lease | None:
+    def _grant(self, member: Member, members: Sequence[Member], epoch: int | None = None) -> Lease | None:
         assert self.ledger is not None
         share = 1.0
         fastest = max((other.speed for other in members), default=0.0)
         if self.ledger.dataset.balance and member.speed > 0 and member.speed < EVEN_SHARE * fastest:
             share = member.speed / fastest
-        lease = self.ledger.grant(member.worker, share)
+        lease = self.ledger.grant(member.worker, share, epoch)
         if lease is not None:
             member.leases.append(lease)
         return lease

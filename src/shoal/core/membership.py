@@ -36,10 +36,12 @@ class Member:
     broken_at: int | None = None  # when its connection was lost
     seeder: bool = False
     ready: m.Ready | None = None
+    dropped: bool = False  # what it made ready is not used: its samples were taken back before
     released: m.Released | None = None  # the last answer, to repeat
     request: m.LeaseRequest | None = None
     granted: m.Granted | None = None  # the last answer, to repeat
     leases: list[Lease] = field(default_factory=list)  # taken for this clock, not committed
+    ended: int = -1  # the last data epoch it was told is over
     leasing: bool = False  # takes its samples from the ledger
     own_data: bool = False  # its last contribution used no lease
     started_at: int = 0  # when it began to compute

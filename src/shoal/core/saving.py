@@ -33,6 +33,8 @@ class Savings:
         done = self.answered.get(request.worker)
         if done is not None and (done.incarnation, done.number) == (request.incarnation, request.number):
             return [k.Send(worker_name(request.worker), done)]
+        if done is not None and done.incarnation == request.incarnation and done.number > request.number:
+            return []  # repeated, and overtaken by the worker's next request
         for saving in self.under_way.values():
             if saving.request == request:
                 silent = [shard for shard in range(self.shards) if shard not in saving.files]

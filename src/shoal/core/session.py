@@ -125,7 +125,7 @@ class Session:
     released: m.Released | None = None
     granted: m.Granted | None = None
     spare: Lease | None = None  # came with a release, not yet taken
-    number: int = 0  # leases taken in `data_epoch`
+    number: int = 0  # leases asked for
     data_epoch: int = 0
     snapshots: int = 0  # asked for
     arriving: int = 0  # the version whose blocks are arriving
@@ -242,8 +242,7 @@ class Session:
         return []
 
     def _take(self, dataset: Dataset, epoch: int, now: int) -> list[k.Effect]:
-        if epoch != self.data_epoch:
-            self.data_epoch, self.number = epoch, 0
+        self.data_epoch = epoch
         self.number += 1
         if self.spare is not None and self.spare.epoch == epoch:
             lease, self.spare = self.spare, None
@@ -373,10 +372,10 @@ class Session:
                 self._unpark()
                 return [k.Fresh(self.version, self.clock, released.committed)]
             case "lease" if self.granted is not None and (
-                self.granted.version <= self.version or self._complete(self.granted.version)
+                self._complete(self.granted.version) or (self.granted.version <= self.version and not self.arrived)
             ):
                 granted, self.granted = self.granted, None
-                if granted.version > self.version:
+                if self.arrived:
                     self.version = self.arriving
                 self.clock, self.attempt = granted.clock, 0
                 self._unpark()

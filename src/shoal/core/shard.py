@@ -19,7 +19,6 @@ from shoal.placement import owned
 from shoal.vocabulary import COORDINATOR, Contributor, TableSpec, server_name, worker_name
 from shoal.wire import messages as m
 
-
 SAVED_MAX = 16  # snapshots whose file can still be named to a coordinator that asks again
 
 
@@ -250,7 +249,6 @@ class Shard:
         if commit.save:
             effects += self._run(k.Save(self.version, commit.save))
         return effects
-
 
     def _tick(self, now: int) -> list[k.Effect]:
         effects: list[k.Effect] = []

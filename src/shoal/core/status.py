@@ -14,32 +14,42 @@ if TYPE_CHECKING:
 def status(coordinator: Coordinator, now: int) -> m.Status:
     """A consistent picture of the job at `now`."""
     version, ledger = coordinator.log.version, coordinator.dispatch.ledger
-    members = [
-        m.MemberStatus(COORDINATOR, coordinator.phase, 0, 0, coordinator.clock, version, 0, 0, 0, 0, 0, {}),
-    ]
+    members = [m.MemberStatus(COORDINATOR, coordinator.phase, coordinator.clock, version)]
     for index, server in sorted(coordinator.membership.servers.items()):
-        state = "lost" if server.broken_at is not None else "serving" if server.created else "registered"
-        silent_ms = now - server.heard_at
         members.append(
             m.MemberStatus(
-                server_name(index), state, server.pid, 0, coordinator.clock, server.version, 0, 0,
-                server.received, server.sent, silent_ms, {},
-            )  # fmt: skip
+                server_name(index),
+                "lost" if server.broken_at is not None else "serving" if server.created else "registered",
+                coordinator.clock,
+                server.version,
+                pid=server.pid,
+                received=server.received,
+                sent=server.sent,
+                silent_ms=now - server.heard_at,
+            )
         )
     for member in coordinator.membership.ordered():
-        staleness = max(0, coordinator.updated - member.version) if member.busy else 0
         members.append(
             m.MemberStatus(
-                worker_name(member.worker), member.state, member.pid, member.incarnation, member.clock,
-                member.version, staleness, member.samples, member.received, member.sent,
-                now - member.heard_at, member.figures,
-            )  # fmt: skip
+                worker_name(member.worker),
+                member.state,
+                member.clock,
+                member.version,
+                pid=member.pid,
+                incarnation=member.incarnation,
+                staleness=max(0, coordinator.updated - member.version) if member.busy else 0,
+                samples=member.samples,
+                received=member.received,
+                sent=member.sent,
+                silent_ms=now - member.heard_at,
+                figures=member.figures,
+            )
         )
     policy = coordinator.spec.policy if coordinator.spec is not None else None
     return m.Status(
         job=coordinator.job.name,
         phase=coordinator.phase,
-        waiting=coordinator.missing() if coordinator.phase == "forming" else coordinator.waiting,
+        waiting=coordinator.formation.missing() if coordinator.phase == "forming" else coordinator.waiting,
         policy="" if policy is None else _POLICY_TEXT[policy.kind].format(policy=policy),
         epoch=coordinator.epoch,
         version=version,

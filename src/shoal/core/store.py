@@ -136,10 +136,6 @@ class Store:
         """All bytes of these blocks are in place; only such blocks are ever applied."""
         self._staging[contributor].delivered.update(blocks)
 
-    def staging(self) -> list[Contributor]:
-        """Contributions that hold memory here, complete or not."""
-        return list(self._staging)
-
     def free(self, contributors: Iterable[Contributor]) -> None:
         """These contributions are settled; their memory is reused once nobody refers to it."""
         for contributor in contributors:

@@ -88,7 +88,7 @@ class Node(ABC):
             self._act(event)
         except ProtocolError:
             raise  # the peer's fault: the transport closes its connection
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever the defect, nobody may wait for this node
             traceback.print_exc()
             self.broke(error)
 
@@ -275,4 +275,3 @@ class Node(ABC):
             connection.close()
         if self._listener is not None:
             await self._listener.close()
-

@@ -77,7 +77,7 @@ class ServerNode(Node):
                 self._publish(effect)
             case k.Free():
                 # Also what was admitted and never completed, which the shard does not know.
-                self._store.free([who for who in self._store.staging() if self._shard.settled(who)])
+                self._store.free([who for who in self._store.contributors() if self._shard.settled(who)])
             case _:
                 raise TypeError(f"a server's driver cannot perform {effect!r}")
 

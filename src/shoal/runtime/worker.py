@@ -187,6 +187,7 @@ class Worker:
         self._thread = thread or LoopThread("shoal-worker")
         self._owns_thread = thread is None
         self._leases: list[Lease] = []  # taken since the last step
+        self._data_epochs = 0  # passes over the training set begun
         self._spec: TableSpec | None = None
         self._seeded: Future[k.Effect] | None = None
         self._closed = False
@@ -227,6 +228,11 @@ class Worker:
 
     def declare(self, spec: TableSpec) -> bool:
         """Wait until the table exists on every server; True: this worker must seed it."""
+        if self._spec is not None:
+            raise errors.ConfigurationError(
+                f"worker {self.rank} has declared its table already: a job has one optimizer; give it all "
+                f"parameters at once, in groups where their settings differ"
+            )
         self._spec = spec
         answer = self._ask(s.Declare(spec))
         assert isinstance(answer, k.Seeding)
@@ -277,6 +283,11 @@ class Worker:
         answer = self._ask(s.Finish(count, leases, tuple(rates), multiplier, void))
         assert isinstance(answer, k.Fresh)
         return answer
+
+    def next_data_epoch(self) -> int:
+        """The number of this worker's next pass over the training set, from 0."""
+        self._data_epochs += 1
+        return self._data_epochs - 1
 
     def lease(self, dataset: Dataset, epoch: int) -> Lease | None:
         """Wait for samples of data epoch `epoch`; None: every sample of it is committed (by someone)."""

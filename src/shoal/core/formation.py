@@ -1,0 +1,114 @@
+"""Formation: how a job comes together. Servers register, workers join, one table is declared and
+created on every server. Whatever is missing can be said in words at any time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shoal.config import Job
+from shoal.core import machine as k
+from shoal.core.membership import DECLARED, JOINED, Member, Membership, Server
+from shoal.errors import ShoalError
+from shoal.policy import Policy, from_spec
+from shoal.vocabulary import TableSpec, server_name, worker_name
+from shoal.wire import messages as m
+
+
+@dataclass
+class Formation:
+    """What the job has agreed on so far."""
+
+    job: Job
+    epoch: int
+    membership: Membership
+    spec: TableSpec | None = None
+    policy: Policy | None = None
+    created_at: int = 0  # when Create was last sent
+
+    def register(self, register: m.Register, now: int) -> list[k.Effect]:
+        """A server is there; once all are, waiting workers are welcome."""
+        name = server_name(register.server)
+        known = self.membership.servers.get(register.server)
+        if register.server >= self.job.servers:
+            reason = f"{name} is one too many: job {self.job.name} has {self.job.servers} servers"
+            return [k.Send(name, m.Refused("Register", reason))]
+        if known is not None and known.pid != register.pid:
+            return [k.Send(name, m.Refused("Register", f"{name} is taken by process {known.pid}"))]
+        if known is None:
+            server = Server(register.server, register.address, register.pid, now, version=register.version)
+            self.membership.servers[register.server] = server
+        else:
+            known.heard_at, known.broken_at = now, None
+        waiting = [member for member in self.membership.ordered() if member.state == JOINED]
+        welcomes = [effect for member in waiting for effect in self.welcome(member, worker_name(member.worker))]
+        return [k.Send(name, m.Registered(self.epoch)), *welcomes]
+
+    def welcome(self, member: Member, to: str) -> list[k.Effect]:
+        """The member's number and the servers' addresses; nothing while servers are missing."""
+        if len(self.membership.servers) < self.job.servers:
+            return []
+        addresses = tuple(self.membership.servers[index].address for index in range(self.job.servers))
+        return [k.Send(to, m.Welcome(member.worker, member.incarnation, member.nonce, addresses))]
+
+    def declare(self, spec: TableSpec) -> str:
+        """The first declaration is the job's table, every other must equal it; returns what is wrong."""
+        if self.spec is None:
+            try:
+                self.policy = from_spec(spec.policy)
+            except ShoalError as error:
+                return str(error)
+            self.spec = spec
+        return "" if spec == self.spec else _difference(self.spec, spec)
+
+    @property
+    def complete(self) -> bool:
+        """The table exists on every server."""
+        servers = self.membership.servers
+        return len(servers) == self.job.servers and all(server.created for server in servers.values())
+
+    def create(self) -> list[k.Effect]:
+        """Tell the servers that have not yet created the table."""
+        assert self.spec is not None
+        return [
+            k.Send(server_name(server.index), m.Create(self.epoch, self.spec, server.index, self.job.servers))
+            for server in self.membership.servers.values()
+            if not server.created
+        ]
+
+    def create_again(self, now: int) -> list[k.Effect]:
+        """Repeat Create now and then, while it may have been lost."""
+        if self.spec is None or now - self.created_at < self.job.limits.resend_ms:
+            return []
+        self.created_at = now
+        return self.create()
+
+    def missing(self) -> str:
+        """What the job waits for before it begins, in words."""
+        servers = [str(i) for i in range(self.job.servers) if i not in self.membership.servers]
+        if servers:
+            return f"server {', '.join(servers)} of {self.job.servers} did not register with the coordinator"
+        members = self.membership.ordered()
+        if len(members) < self.job.workers:
+            return f"{len(members)} of {self.job.workers} workers have joined"
+        late = [member.worker for member in members if member.state != DECLARED]
+        if late:
+            return f"workers {late} joined but have not set up their optimizer"
+        return "the initial parameters are on their way to the servers"
+
+
+def _difference(known: TableSpec, other: TableSpec) -> str:
+    """The first thing in which two declarations of the table differ, in words."""
+    way_out = "every worker must build the same model and the same optimizer"
+    for mine, theirs in zip(known.tensors, other.tensors, strict=False):
+        for fact in ("name", "shape", "dtype", "group"):
+            if getattr(mine, fact) != getattr(theirs, fact):
+                return (
+                    f"parameter {mine.name!r} has {fact} {getattr(mine, fact)} in the job and {getattr(theirs, fact)} "
+                    f"in this worker ({theirs.name!r}); {way_out}"
+                )
+    if len(known.tensors) != len(other.tensors):
+        return f"the job's model has {len(known.tensors)} parameters, this worker's {len(other.tensors)}; {way_out}"
+    for fact in ("rule", "groups", "policy", "clip_norm", "reduction", "block_elements_max"):
+        if getattr(known, fact) != getattr(other, fact):
+            return f"{fact} is {getattr(known, fact)} in the job and {getattr(other, fact)} in this worker; {way_out}"
+    return way_out

@@ -1,0 +1,147 @@
+"""What an outsider can know of members and samples, from the coordinator's messages alone.
+
+The books are kept apart from the coordinator's own on purpose: an error there shows as a
+difference between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from shoal.vocabulary import Lease, TableSpec
+from shoal.wire import messages as m
+
+Sample = tuple[int, int]  # data epoch, position
+Who = tuple[int, int]  # worker, incarnation
+
+
+@dataclass
+class Seat:
+    """One member that takes part: it was released, or waits for samples."""
+
+    worker: int
+    incarnation: int
+    clock: int = 0  # that it works on: all its contributions before are settled
+    asked: m.LeaseRequest | None = None  # the last one
+    waits: bool = False  # for samples: policies do not count it
+    ended: int = -1  # the last data epoch that it was told is over
+    released: int = -1  # the last clock it was released to
+
+
+@dataclass
+class Books:
+    """Members by worker, leases by identity, samples by epoch and position."""
+
+    spec: TableSpec
+    seats: dict[int, Seat] = field(default_factory=dict)
+    leases: dict[int, tuple[Who, Lease]] = field(default_factory=dict)  # granted, not committed or taken back
+    granted: dict[int, tuple[Who, Lease]] = field(default_factory=dict)  # all that ever were
+    accounted: dict[Sample, int] = field(default_factory=dict)  # -> seq of the commit
+    sizes: dict[int, int] = field(default_factory=dict)  # samples of each data epoch that was asked for
+    over: set[int] = field(default_factory=set)  # data epochs that some worker was told are over
+    least: dict[tuple[int, int, int], int] = field(default_factory=dict)  # worker, incarnation, clock -> version
+
+    def told(self, message: m.Message) -> None:
+        """The coordinator receives this."""
+        match message:
+            case m.Ready(contributor=who, leases=leases):
+                seat = self.seats.get(who.worker)
+                current = seat is not None and (seat.incarnation, seat.clock) == (who.incarnation, who.clock)
+                if current and not self.leases.keys() >= set(leases):
+                    self._take_back((who.worker, who.incarnation))  # its gradient is not used: see none_forgotten
+            case m.LeaseRequest(worker=worker, incarnation=incarnation, number=number, epoch=epoch):
+                seat = self.seats.get(worker)
+                if seat is None or seat.incarnation != incarnation:
+                    return
+                if seat.asked is None or number > seat.asked.number:
+                    seat.asked, seat.waits = message, True
+                    self.sizes[epoch] = message.dataset.size
+                    self._give_up((worker, incarnation), epoch)
+
+    def said(self, message: m.Message, new: bool) -> None:
+        """The coordinator sends this. new: a commit that is not a repetition."""
+        match message:
+            case m.Released(worker=worker, incarnation=incarnation, next_clock=clock, lease=lease):
+                seat = self._seat(worker, incarnation)
+                seat.clock = max(seat.clock, clock)
+                seat.released = max(seat.released, clock)
+                self.least.setdefault((worker, incarnation, clock), message.version)
+                self._grant((worker, incarnation), lease)
+            case m.Granted(worker=worker, incarnation=incarnation, number=number, clock=clock, lease=lease):
+                seat = self._seat(worker, incarnation)
+                seat.clock = max(seat.clock, clock)
+                if seat.asked is not None and number == seat.asked.number:
+                    seat.waits = False
+                    if lease is None:
+                        self.over.add(message.epoch)
+                        seat.ended = max(seat.ended, message.epoch)
+                self._grant((worker, incarnation), lease)
+            case m.Commit() if new:
+                self._commit(message)
+
+    def busy(self) -> list[Seat]:
+        """Members that policies count."""
+        return [seat for seat in self.seats.values() if not seat.waits]
+
+    def holder(self, sample: Sample) -> tuple[Who, Lease] | None:
+        """Who may still commit this sample."""
+        epoch, position = sample
+        for who, lease in self.leases.values():
+            if lease.epoch == epoch and any(start <= position < stop for start, stop in lease.spans):
+                return who, lease
+        return None
+
+    def _seat(self, worker: int, incarnation: int) -> Seat:
+        seat = self.seats.get(worker)
+        if seat is None or seat.incarnation < incarnation:
+            seat = self.seats[worker] = Seat(worker, incarnation)
+        return seat
+
+    def _grant(self, who: Who, lease: Lease | None) -> None:
+        if lease is not None and lease.identity not in self.granted:
+            self.granted[lease.identity] = self.leases[lease.identity] = (who, lease)
+
+    def _commit(self, commit: m.Commit) -> None:
+        for sample in samples(commit.samples):
+            self.accounted[sample] = commit.seq
+        for worker, incarnation, clock in commit.closes:
+            seat = self.seats.get(worker)
+            if seat is not None and seat.incarnation == incarnation:
+                seat.clock = max(seat.clock, clock + 1)
+        for worker, incarnation in commit.fences:
+            seat = self.seats.get(worker)
+            if seat is not None and seat.incarnation <= incarnation:
+                del self.seats[worker]
+            self._take_back((worker, incarnation))
+        if commit.kind == "update" and self.spec.policy.kind == "sync":
+            closed = {worker for worker, _, _ in commit.closes}
+            for seat in self.busy():
+                if seat.worker not in closed:  # too late: someone else does its samples
+                    self._take_back((seat.worker, seat.incarnation))
+        settled = set(samples(commit.samples))
+        self.leases = {
+            identity: (who, lease)
+            for identity, (who, lease) in self.leases.items()
+            if not settled.intersection(lease_samples(lease))
+        }
+
+    def _give_up(self, who: Who, epoch: int) -> None:
+        """Who asks for samples of a later data epoch gives back what it holds of this one."""
+        self.leases = {
+            identity: held for identity, held in self.leases.items() if held[0] != who or held[1].epoch >= epoch
+        }
+
+    def _take_back(self, who: Who) -> None:
+        self.leases = {identity: held for identity, held in self.leases.items() if held[0] != who}
+
+
+def samples(spans: tuple[tuple[int, int, int], ...]) -> Iterator[Sample]:
+    """Each sample of what a commit accounts for."""
+    for epoch, start, stop in spans:
+        for position in range(start, stop):
+            yield epoch, position
+
+
+def lease_samples(lease: Lease) -> Iterator[Sample]:
+    return samples(tuple((lease.epoch, start, stop) for start, stop in lease.spans))

@@ -1,0 +1,287 @@
+"""What must always hold (DESIGN.md, section 3): one small function each, asked at every fact.
+
+Each function sees the history before a fact and the fact, and returns what is wrong, in words, or
+None. The reasoning uses only what can be seen from outside the machines: the log is what the
+coordinator sent, what was pushed is what the workers computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from shoal.core import machine as k
+from shoal.sim import rules
+from shoal.sim import trace as t
+from shoal.vocabulary import Contributor
+from shoal.wire import messages as m
+
+Complaint = str | None
+
+
+class Violation(Exception):
+    """An invariant does not hold; `invariant` is its name in DESIGN.md."""
+
+    def __init__(self, invariant: str, complaint: str) -> None:
+        super().__init__(f"{invariant}: {complaint}")
+        self.invariant = invariant
+        self.complaint = complaint
+
+
+def check(trace: t.Trace, fact: t.Fact) -> None:
+    """Ask every invariant that is concerned with this kind of fact (Violation if one does not hold)."""
+    for name, invariant in CONCERNED[type(fact)]:
+        complaint = invariant(trace, fact)
+        if complaint is not None:
+            raise Violation(name, complaint)
+
+
+# --- Atomic: a commit is applied on all shards with the same contributors -------------------------
+
+
+def one_log(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """The coordinator never changes an entry, and skips none."""
+    match fact:
+        case t.Said(message=m.Commit() as commit):
+            if commit.seq > len(trace.log) + 1:
+                return f"the coordinator sent entry {commit.seq} before entry {len(trace.log) + 1}"
+            if commit.seq <= len(trace.log) and commit != trace.log[commit.seq - 1]:
+                return f"the coordinator changed entry {commit.seq}: {trace.log[commit.seq - 1]} became {commit}"
+    return None
+
+
+def whole_contributions(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """A shard combines exactly what the workers pushed, block by block."""
+    match fact:
+        case t.Performed(shard=shard, task=task, staged=staged, states=states):
+            for contributor, tags in staged.items():
+                pushed = trace.finished.get(contributor)
+                if pushed is None:
+                    return f"server {shard} uses {contributor}, which its worker has not finished"
+                mine = {block: tag for block, tag in pushed.items() if block in states}
+                if mine != tags:
+                    return (
+                        f"server {shard} has {tags} staged for {contributor} in commit {task.seq}, "
+                        f"but the worker pushed {mine}"
+                    )
+    return None
+
+
+def same_entry(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """A shard applies what the log says: the same contributors, weights and rates."""
+    match fact:
+        case t.Performed(shard=shard, task=task):
+            if task.seq > len(trace.log):
+                return f"server {shard} works on commit {task.seq}, but the log has {len(trace.log)} entries"
+            entry = trace.log[task.seq - 1]
+            contributors = tuple(item.contributor for item in entry.contributors)
+            match task:
+                case k.Seed(contributor=contributor):
+                    same = (contributor,) == contributors
+                case _:
+                    same = (task.contributors, task.rates) == (entry.contributors, entry.rates)
+            if not same:
+                return f"server {shard} works on {task}, but the log says {entry}"
+    return None
+
+
+# --- Exactly once: a contribution is in at most one commit ----------------------------------------
+
+
+def committed_once(trace: t.Trace, fact: t.Fact) -> Complaint:
+    match fact:
+        case t.Said(message=m.Commit(seq=seq, contributors=contributors)) if seq == len(trace.log) + 1:
+            for item in contributors:
+                who = item.contributor
+                earlier = [seq for other, seq in trace.committed.items() if _step(other) == _step(who)]
+                if earlier or sum(_step(other.contributor) == _step(who) for other in contributors) > 1:
+                    return f"{who} is in commit {seq} and in commit {(earlier or [seq])[0]}"
+    return None
+
+
+def acknowledged_kept(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """What a worker was told is committed is in the log, up to the version it was given."""
+    match fact:
+        case t.Saw(finished=Contributor() as who, committed=True, version=version):
+            ready = trace.ready.get(who)
+            if ready is None or ready.void or (ready.samples == 0 and who.clock > 0):
+                return None  # settled without a gradient
+            seq = trace.committed.get(who)
+            if seq is None or seq > version:
+                return f"{who} was acknowledged with version {version}, but is in commit {seq}"
+    return None
+
+
+def acknowledged_dropped(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """What a worker was told is dropped is in no commit, and only a quorum drops anything."""
+    match fact:
+        case t.Saw(finished=Contributor() as who, committed=False):
+            if who in trace.committed:
+                return f"{who} was told that it came too late, but is in commit {trace.committed[who]}"
+            if trace.spec.policy.kind != "sync" or trace.spec.policy.quorum >= 1.0:
+                return f"{who} was told that it came too late, but {trace.spec.policy} leaves nobody behind"
+    return None
+
+
+def saved_once(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """A snapshot is written at one version, however often it is asked for."""
+    match fact:
+        case t.Said(message=m.Commit(seq=seq, save=path)) if path and seq > len(trace.log):
+            earlier = [entry.seq for entry in trace.log if entry.save == path]
+            if earlier:
+                return f"snapshot {path} is written at version {seq} and at version {earlier[0]}"
+    return None
+
+
+# --- Ordered: the state at version v is one consistent cut of the model -----------------------------
+
+
+def applied_in_order(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """A shard skips no entry that changes parameters, and applies none twice."""
+    match fact:
+        case t.Performed(shard=shard, task=k.Seed(seq=seq) | k.Apply(seq=seq)):
+            last = trace.applied[shard]
+            if seq <= last:
+                return f"server {shard} applies commit {seq} after commit {last}"
+            skipped = [entry.seq for entry in trace.log[last : seq - 1] if entry.contributors]
+            if skipped:
+                return f"server {shard} applies commit {seq} and skips {skipped}"
+    return None
+
+
+def right_state(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """After a commit each block has the state that the whole history before it gives."""
+    match fact:
+        case t.Performed(shard=shard, task=k.Seed(seq=seq) | k.Apply(seq=seq), states=states):
+            return _differing(trace, seq, states, f"server {shard} after commit {seq}")
+    return None
+
+
+def published_cut(trace: t.Trace, fact: t.Fact) -> Complaint:
+    match fact:
+        case t.Published(shard=shard, effect=effect, states=states):
+            where = f"server {shard}, which publishes version {effect.version} to worker {effect.worker},"
+            if effect.version > len(trace.log):
+                return f"{where} is ahead of the log of {len(trace.log)} entries"
+            return _differing(trace, effect.version, states, where)
+    return None
+
+
+def seen_cut(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """A worker computes on parameters of one version, complete."""
+    match fact:
+        case t.Saw(worker=worker, version=version, states=states):
+            if len(states) < len(trace.states[0]):
+                return f"worker {worker} goes on without having received all blocks"
+            return _differing(trace, version, states, f"worker {worker}, told that it has version {version},")
+    return None
+
+
+# --- Fenced: who is of the past changes nothing -----------------------------------------------------
+
+
+def nothing_forged(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """No shard takes the word of an older epoch (the only one to use these numbers)."""
+    match fact:
+        case t.Performed(shard=shard, task=k.Measure() | k.Apply() as task):
+            if t.FORGED in task.rates or any(t.FORGED in values for _, values in task.factors):
+                return f"server {shard} follows a coordinator of an older epoch: {task}"
+    return None
+
+
+def nothing_after_fence(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """No commit holds, and no release serves, an incarnation that was fenced or succeeded before."""
+    match fact:
+        case t.Said(message=m.Commit() as commit) if commit.seq == len(trace.log) + 1:
+            named = [(item.contributor.worker, item.contributor.incarnation) for item in commit.contributors]
+            for worker, incarnation in (*named, *commit.release):
+                who = f"commit {commit.seq} names worker {worker} of incarnation {incarnation}"
+                if incarnation <= trace.fenced.get(worker, -1):
+                    return f"{who}, which was fenced"
+                if incarnation < trace.welcomed.get(worker, -1):
+                    return f"{who}, which was succeeded by {trace.welcomed[worker]}"
+    return None
+
+
+def nothing_staged_after_fence(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """A shard takes nothing more from an incarnation once it has applied its fence."""
+    match fact:
+        case t.Admitted(shard=shard, contributor=who, version=version):
+            for entry in trace.log[:version]:
+                for worker, incarnation in entry.fences:
+                    if worker == who.worker and who.incarnation <= incarnation:
+                        return f"server {shard} took blocks of {who} after commit {entry.seq} fenced it"
+    return None
+
+
+# --- Memory: what is staged is freed, once and not too early ----------------------------------------
+
+
+def freed_late_enough(trace: t.Trace, fact: t.Fact) -> Complaint:
+    match fact:
+        case t.Performed(shard=shard, task=task, staged=staged):
+            for who in staged:
+                if (shard, who) in trace.freed:
+                    return f"server {shard} uses {who} in commit {task.seq} after it freed it"
+    return None
+
+
+def all_freed(trace: t.Trace, fact: t.Fact) -> Complaint:
+    match fact:
+        case t.Ended(staged=staged):
+            for shard, contributors in staged.items():
+                if contributors:
+                    return f"server {shard} still holds blocks of {contributors} when the job is over"
+    return None
+
+
+# --- helpers ----------------------------------------------------------------------------------------
+
+
+def _step(who: Contributor) -> tuple[int, int, int]:
+    return who.worker, who.incarnation, who.clock
+
+
+def _differing(trace: t.Trace, version: int, states: t.States, where: str) -> Complaint:
+    right = trace.right_states(version)
+    wrong = [block for block, state in states.items() if right[block] != state]
+    if not wrong:
+        return None
+    matching = [number for number in range(len(trace.states)) if trace.states[number][wrong[0]] == states[wrong[0]]]
+    is_of = f"is that of version {matching[0]}" if matching else "belongs to no version"
+    return f"{where} has wrong parameters of version {version}: the state of block {wrong[0]} {is_of}"
+
+
+Invariant = Callable[[t.Trace, t.Fact], Complaint]
+
+INVARIANTS: tuple[tuple[str, Invariant, tuple[type[object], ...]], ...] = (
+    ("Fenced", nothing_forged, (t.Performed,)),
+    ("Fenced", nothing_after_fence, (t.Said,)),
+    ("Fenced", nothing_staged_after_fence, (t.Admitted,)),
+    ("Ordered", applied_in_order, (t.Performed,)),
+    ("Memory", freed_late_enough, (t.Performed,)),
+    ("Memory", all_freed, (t.Ended,)),
+    ("Atomic", one_log, (t.Said,)),
+    ("Atomic", same_entry, (t.Performed,)),
+    ("Atomic", whole_contributions, (t.Performed,)),
+    ("Quorum", rules.only_ready, (t.Said,)),
+    ("Quorum", rules.enough_workers, (t.Said,)),
+    ("Quorum", rules.fair_weights, (t.Said,)),
+    ("Bounded", rules.within_bound, (t.Said,)),
+    ("Bounded", rules.fresh_enough, (t.Saw,)),
+    ("Accounted", rules.leased_to_one, (t.Said,)),
+    ("Accounted", rules.counted_once, (t.Said,)),
+    ("Accounted", rules.none_forgotten, (t.Said,)),
+    ("Accounted", rules.over_when_done, (t.Said,)),
+    ("Accounted", rules.all_counted, (t.Ended,)),
+    ("Exactly once", committed_once, (t.Said,)),
+    ("Exactly once", acknowledged_kept, (t.Saw,)),
+    ("Exactly once", acknowledged_dropped, (t.Saw,)),
+    ("Exactly once", saved_once, (t.Said,)),
+    ("Ordered", right_state, (t.Performed,)),
+    ("Ordered", published_cut, (t.Published,)),
+    ("Ordered", seen_cut, (t.Saw,)),
+)
+
+CONCERNED: dict[type[object], tuple[tuple[str, Invariant], ...]] = {
+    kind: tuple((name, invariant) for name, invariant, kinds in INVARIANTS if kind in kinds) for kind in t.FACTS
+}

@@ -1,0 +1,99 @@
+"""What happens to a simulated cluster beyond its messages: crashes, broken connections, old coordinators."""
+
+from __future__ import annotations
+
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING
+
+from shoal.core import machine as k
+from shoal.sim import trace as t
+from shoal.sim.scenario import Crash, Cut
+from shoal.vocabulary import COORDINATOR, Weighted, server_name
+from shoal.wire import messages as m
+
+if TYPE_CHECKING:
+    from shoal.sim.world import World
+
+NOTICE_MS = (0, 30)  # until a node hears that a connection broke or is back
+LATE_MS = (20, 1500)  # until what a killed worker sent last arrives once more
+FORGERY_MS = (40, 400)  # between two messages of a coordinator of an older epoch
+
+
+class Mishaps:
+    """Brings about what the scenario says goes wrong."""
+
+    def __init__(self, world: World, rng: Random) -> None:
+        self._world = world
+        self._rng = rng
+
+    def prepare(self) -> None:
+        """Put everything that will happen on the world's calendar."""
+        scenario = self._world.scenario
+        for crash in scenario.crashes:
+            self._world.at(crash.at_ms, partial(self._crash, crash))
+        for cut in scenario.cuts:
+            if cut.breaks:
+                self._world.at(cut.start_ms, partial(self._break, cut))
+        if scenario.links.ghost_chance:
+            self._world.after(FORGERY_MS, self._forge)
+
+    def _crash(self, crash: Crash) -> None:
+        """SIGKILL: the process is gone; what it sent last may arrive late, or again."""
+        life = self._world.lives.get(crash.rank)
+        if life is None:
+            return
+        self._world.figures.crashes += 1
+        self._world.end(life, "is killed")
+        for target, message, payload in self._world.last_words[life.nonce]:
+            if self._rng.random() < 0.5:
+                self._world.after(LATE_MS, partial(self._world.arrive, life.name, target, message, payload))
+        if not crash.silent:
+            for peer in self._peers():
+                self._world.after(NOTICE_MS, partial(self._notice, peer, k.Lost(life.name)))
+        needed = not self._world.lives and not self._world.starting or not self._world.trace.log
+        if crash.restart_after_ms is not None or needed:
+            wait = crash.restart_after_ms or 30
+            self._world.relaunch(crash.rank, (wait, wait))
+
+    def _break(self, cut: Cut) -> None:
+        """A connection breaks: both ends hear of it, and later that it is back."""
+        self._world.figures.breaks += 1
+        self._world.line(cut.one, cut.other, "the connection breaks")
+        for one, other in ((cut.one, cut.other), (cut.other, cut.one)):
+            self._world.after(NOTICE_MS, partial(self._notice, one, k.Lost(other)))
+            back = cut.stop_ms + self._rng.randint(*NOTICE_MS)
+            self._world.at(max(back, self._world.now + NOTICE_MS[1]), partial(self._notice, one, k.Regained(other)))
+
+    def _notice(self, node: str, event: k.Lost | k.Regained) -> None:
+        kind, _, number = node.partition("/")
+        match kind:
+            case "coordinator":
+                self._world.step_coordinator(event)
+            case "server":
+                self._world.step_server(self._world.servers[int(number)], event)
+            case _:
+                if (life := self._world.lives.get(int(number))) is not None:
+                    self._world.step_session(life, event)
+                    self._world.resume(life)
+
+    def _peers(self) -> list[str]:
+        return [COORDINATOR, *(server_name(server.index) for server in self._world.servers)]
+
+    def _forge(self) -> None:
+        """A coordinator of an older epoch speaks up: nothing may come of it."""
+        if self._world.now > 2 * self._world.scenario.heals_at_ms:
+            return
+        server = self._rng.choice(self._world.servers)
+        shard, older = server.shard, self._world.coordinator.epoch - 1
+        if shard.spec is not None and shard.version > 0:
+            self._world.figures.forged += 1
+            staged = tuple(Weighted(who, t.FORGED) for who in sorted(shard.staged)[:2])
+            message: m.Message = m.Commit(older, shard.version + 1, "update", staged, rates=(t.FORGED,))
+            progress = shard.progress
+            if progress is not None and progress.norms is not None:
+                values = (t.FORGED,) * 2
+                message = m.Factors(older, progress.commit.seq, progress.norms.phase, values)
+            self._world.line("coordinator of an older epoch", server_name(server.index), message)
+            self._world.arrive(COORDINATOR, server_name(server.index), message, {})
+        self._world.after(FORGERY_MS, self._forge)

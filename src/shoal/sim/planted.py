@@ -1,0 +1,271 @@
+"""Planted faults: machines that are wrong in one way each, to prove that the simulation would see it.
+
+Each plant names the invariant that must catch it. A plant overrides as little as it can, so that
+everything else goes on as in the real machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from shoal.core import machine as k
+from shoal.core.coordinator import Coordinator
+from shoal.core.dispatch import Dispatch
+from shoal.core.membership import COMPUTING, Member
+from shoal.core.session import Session
+from shoal.core.shard import Shard
+from shoal.ledger import Ledger
+from shoal.policy import Bounded, Go, Policy, Sync, View, Wait
+from shoal.sim.world import Machines
+from shoal.vocabulary import Dataset, Lease
+from shoal.wire import messages as m
+
+
+@dataclass(frozen=True)
+class Plant:
+    """A fault in words, the invariant that must catch it, and the machines that have it."""
+
+    fault: str
+    invariant: str
+    machines: Machines
+
+
+# --- shards -------------------------------------------------------------------------------------
+
+
+class AppliesTwice(Shard):
+    """No duplicate check: a commit that comes again is applied again."""
+
+    def _commit(self, commit: m.Commit) -> list[k.Effect]:
+        if commit.seq == self.version and self.progress is None and self.running is None and commit.contributors:
+            self.version -= 1
+        return super()._commit(commit)
+
+
+class AppliesOutOfOrder(Shard):
+    """Takes whatever commit came first."""
+
+    def _advance(self) -> list[k.Effect]:
+        if self.pending and self.progress is None and self.running is None:
+            self.version = min(self.pending) - 1
+        return super()._advance()
+
+
+class IgnoresFences(Shard):
+    """Goes on staging for the dead."""
+
+    def step(self, event: object, now: int) -> list[k.Effect]:
+        self.fenced.clear()
+        return super().step(event, now)
+
+
+class IgnoresEpochs(Shard):
+    """Follows whoever speaks, also a coordinator that was replaced."""
+
+    def _commit(self, commit: m.Commit) -> list[k.Effect]:
+        return super()._commit(msgspec.structs.replace(commit, epoch=self.epoch))
+
+
+class FreesTooEarly(Shard):
+    """Frees what a commit combines when it begins, not when it is applied."""
+
+    def _compute(self) -> list[k.Effect]:
+        assert self.progress is not None
+        contributors = tuple(item.contributor for item in self.progress.commit.contributors)
+        return [k.Free(contributors), *super()._compute()]
+
+
+class NeverFrees(Shard):
+    """Keeps what was settled."""
+
+    def step(self, event: object, now: int) -> list[k.Effect]:
+        return [effect for effect in super().step(event, now) if not isinstance(effect, k.Free)]
+
+
+class ServesAnyVersion(Shard):
+    """Answers a pull of an older version with what it has now."""
+
+    def _pull(self, pull: m.Pull) -> list[k.Effect]:
+        blocks = tuple(sorted(set(pull.blocks) & set(self.blocks)))
+        return [k.Publish(pull.worker, pull.incarnation, pull.version, blocks)] if blocks else []
+
+
+class AcknowledgesUnstaged(Shard):
+    """Says Staged for a whole tensor's worth when one block of it came (and the rest was lost)."""
+
+    def _stage(self, stage: m.Stage) -> list[k.Effect]:
+        effects = super()._stage(stage)
+        return [
+            k.Send(effect.to, msgspec.structs.replace(effect.message, blocks=self.blocks))
+            if isinstance(effect, k.Send) and isinstance(effect.message, m.Staged)
+            else effect
+            for effect in effects
+        ]
+
+
+# --- sessions -----------------------------------------------------------------------------------
+
+
+class ReadyTooSoon(Session):
+    """Makes its contribution ready without waiting for the servers' word."""
+
+    def _make_ready(self, now: int) -> list[k.Effect]:
+        for courier in self.couriers:
+            courier.unacknowledged.clear()
+        return super()._make_ready(now)
+
+
+class MixesVersions(Session):
+    """Counts arrived blocks whatever version they are of."""
+
+    def _expect(self, version: int) -> None:
+        arrived = self.arrived
+        super()._expect(version)
+        self.arrived = arrived
+
+
+class AsksOnce(Session):
+    """Never repeats a request."""
+
+    def _tick(self, now: int) -> list[k.Effect]:
+        self.asked_at = now
+        return super()._tick(now)
+
+
+# --- coordinators -------------------------------------------------------------------------------
+
+
+class LooseBound(Coordinator):
+    """Lets workers run one clock further ahead than the bound."""
+
+    @property
+    def policy(self) -> Policy | None:
+        policy = super().policy
+        return Bounded(policy.staleness + 1) if isinstance(policy, Bounded) else policy
+
+
+class SmallQuorum(Coordinator):
+    """Rounds the quorum down."""
+
+    @property
+    def policy(self) -> Policy | None:
+        policy = super().policy
+        return RoundedDown(policy.quorum) if isinstance(policy, Sync) else policy
+
+
+@dataclass(frozen=True)
+class RoundedDown(Sync):
+    def commit(self, view: View) -> Go | Wait:
+        needed = max(1, int(self.quorum * len(view.clocks) * 0.99))
+        return Go(tuple(sorted(view.ready))) if len(view.ready) >= needed else Wait("too few are ready")
+
+
+class CommitsTwice(Coordinator):
+    """Takes a repeated Ready for a new one."""
+
+    def _ready(self, member: Member, ready: m.Ready, now: int) -> list[k.Effect]:
+        if ready.contributor.clock == member.clock - 1 and member.state == COMPUTING and member.clock > 1:
+            member.clock -= 1
+            self.clock = min(self.clock, member.clock)
+        return super()._ready(member, ready, now)
+
+
+class TrustsTheDead(Coordinator):
+    """Takes a message of an earlier incarnation for one of the living worker."""
+
+    def _from_worker(self, source: str, message: m.Message, now: int) -> list[k.Effect]:
+        if isinstance(message, m.Ready):
+            living = self.membership.members.get(message.contributor.worker)
+            if living is not None and living.incarnation > message.contributor.incarnation:
+                return self._ready(living, message, now)
+        return super()._from_worker(source, message, now)
+
+
+class ForgetsToRelease(Coordinator):
+    """Does not repeat what it told a worker when the worker asks again."""
+
+    def _ready(self, member: Member, ready: m.Ready, now: int) -> list[k.Effect]:
+        return super()._ready(member, ready, now) if ready.contributor.clock >= member.clock else []
+
+
+# --- samples ------------------------------------------------------------------------------------
+
+
+class GrantsTwice(Ledger):
+    """Leaves what it leases on the list of free samples, now and then."""
+
+    def grant(self, worker: int, share: float = 1.0, epoch: int | None = None) -> Lease | None:
+        lease = super().grant(worker, share, epoch)
+        if lease is not None and lease.identity % 3 == 2:
+            self.free.insert(0, lease.spans[0])
+        return lease
+
+
+class LosesSamples(Ledger):
+    """Forgets a part of what a commit accounts for."""
+
+    def commit(self, worker: int, identities: Iterable[int]) -> tuple[tuple[int, int, int], ...]:
+        return super().commit(worker, identities)[1:]
+
+
+class BuriesLeases(Ledger):
+    """A dead worker's samples are not leased again."""
+
+    def take_back(self, worker: int) -> int:
+        free = list(self.free)
+        taken = super().take_back(worker)
+        self.free = free
+        return taken
+
+
+class DealsAsAsked(Dispatch):
+    """Deals samples in the order in which requests arrive."""
+
+    def next_answers(self, members: Sequence[Member], lockstep: bool, clock: int) -> list[tuple[Member, Lease | None]]:
+        return super().next_answers(members, False, clock)
+
+
+@dataclass
+class WithLedger(Dispatch):
+    """A dispatch that keeps its samples in another ledger."""
+
+    kind: type[Ledger] = Ledger
+
+    def open(self, dataset: Dataset) -> str:
+        self.ledger = self.ledger or self.kind(dataset)
+        return super().open(dataset)
+
+
+def _ledger(kind: type[Ledger]) -> Machines:
+    return Machines(coordinator=lambda job: Coordinator(job, dispatch=WithLedger(kind=kind)))
+
+
+PLANTS = (
+    Plant("a shard has no duplicate check", "Ordered", Machines(shard=AppliesTwice)),
+    Plant("a shard applies commits out of order", "Ordered", Machines(shard=AppliesOutOfOrder)),
+    Plant("a shard ignores fences", "Fenced", Machines(shard=IgnoresFences)),
+    Plant("a shard ignores epochs", "Fenced", Machines(shard=IgnoresEpochs)),
+    Plant("a shard frees too early", "Memory", Machines(shard=FreesTooEarly)),
+    Plant("a shard never frees", "Memory", Machines(shard=NeverFrees)),
+    Plant("a shard serves any version", "Ordered", Machines(shard=ServesAnyVersion)),
+    Plant("a shard acknowledges what is not staged", "Atomic", Machines(shard=AcknowledgesUnstaged)),
+    Plant("a contribution is committed before it is staged", "Atomic", Machines(session=ReadyTooSoon)),
+    Plant("a worker goes on at mixed versions", "Ordered", Machines(session=MixesVersions)),
+    Plant("a worker asks only once", "Progress", Machines(session=AsksOnce)),
+    Plant("the staleness bound is wrong", "Bounded", Machines(coordinator=LooseBound)),
+    Plant("the quorum is counted wrong", "Quorum", Machines(coordinator=SmallQuorum)),
+    Plant("a repeated Ready is committed again", "Exactly once", Machines(coordinator=CommitsTwice)),
+    Plant("the word of the dead counts", "Fenced", Machines(coordinator=TrustsTheDead)),
+    Plant("a lost release is not repeated", "Progress", Machines(coordinator=ForgetsToRelease)),
+    Plant("a lease is granted twice", "Accounted", _ledger(GrantsTwice)),
+    Plant("a lease is lost", "Accounted", _ledger(LosesSamples)),
+    Plant("a dead worker's samples are not leased again", "Accounted", _ledger(BuriesLeases)),
+    Plant(
+        "samples are dealt in order of arrival",
+        "Deterministic",
+        Machines(coordinator=lambda job: Coordinator(job, dispatch=DealsAsAsked())),
+    ),
+)

@@ -1,0 +1,195 @@
+"""Invariants of what the coordinator decides: policies (Quorum, Bounded) and samples (Accounted)."""
+
+from __future__ import annotations
+
+import math
+
+from shoal.sim import trace as t
+from shoal.sim.books import lease_samples, samples
+from shoal.vocabulary import Lease
+from shoal.wire import messages as m
+
+Complaint = str | None
+
+# --- Quorum: a commit holds whom the policy wants in it, and only what is ready -----------------------
+
+
+def only_ready(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """A commit takes a contribution only after its worker said that every block is staged."""
+    match fact:
+        case t.Said(message=m.Commit(seq=seq, contributors=contributors)) if seq > len(trace.log):
+            for item in contributors:
+                if item.contributor not in trace.ready:
+                    return f"commit {seq} takes {item.contributor}, which is not ready"
+                if trace.ready[item.contributor].void:
+                    return f"commit {seq} takes {item.contributor}, which is void"
+    return None
+
+
+def enough_workers(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """Sync settles one clock at a time, with the quorum of the members that work on it."""
+    policy = trace.spec.policy
+    match fact:
+        case t.Said(message=m.Commit(seq=seq, kind="update") as commit) if seq > len(trace.log):
+            if not commit.closes:
+                return f"commit {seq} settles no contribution"
+            if policy.kind != "sync":
+                return None if len(commit.closes) == 1 else f"commit {seq} settles {len(commit.closes)} contributions"
+            busy = {seat.worker for seat in trace.books.busy()}
+            closing = {worker for worker, _, _ in commit.closes}
+            needed = math.ceil(policy.quorum * len(busy | closing) - 1e-9)
+            if len(closing) < needed:
+                return f"commit {seq} settles workers {sorted(closing)} of {sorted(busy)}, but needs {needed}"
+            clocks = {clock for _, _, clock in commit.closes}
+            if len(clocks) > 1:
+                return f"commit {seq} mixes the clocks {sorted(clocks)}"
+    return None
+
+
+def fair_weights(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """Contributions are weighed by their share of the commit's samples, in worker order."""
+    match fact:
+        case t.Said(message=m.Commit(seq=seq, kind="update") as commit) if seq > len(trace.log):
+            readies = [trace.ready[item.contributor] for item in commit.contributors]
+            total = sum(ready.samples for ready in readies)
+            for item, ready in zip(commit.contributors, readies, strict=True):
+                share = 1.0 if trace.spec.reduction == "sum" else ready.samples / total
+                if not math.isclose(item.weight, share * ready.multiplier):
+                    return f"commit {seq} weighs {item.contributor} by {item.weight}, not {share * ready.multiplier}"
+            if list(commit.contributors) != sorted(commit.contributors, key=lambda item: item.contributor.worker):
+                return f"commit {seq} combines out of worker order"
+            missing = {
+                who
+                for who, ready in trace.ready.items()
+                if (who.worker, who.incarnation, who.clock) in commit.closes
+                and not ready.void
+                and ready.samples
+                and trace.books.leases.keys() >= set(ready.leases)  # else they were taken back before
+            } - {item.contributor for item in commit.contributors}
+            if missing:
+                return f"commit {seq} settles {missing} without combining it"
+    return None
+
+
+# --- Bounded: no worker goes on without what it must have seen ---------------------------------------
+
+
+def within_bound(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """A worker starts clock c only with every contribution of busy members for clocks before c - staleness."""
+    match fact:
+        case t.Said(message=m.Released() as released) if trace.spec.policy.kind == "bounded":
+            seat = trace.books.seats.get(released.worker)
+            if seat is not None and seat.incarnation == released.incarnation and seat.released >= released.next_clock:
+                return None  # a repetition
+            bound = released.next_clock - trace.spec.policy.staleness
+            for other in trace.books.busy():
+                if other.worker != released.worker and other.clock < bound:
+                    return (
+                        f"worker {released.worker} goes on to clock {released.next_clock} while worker {other.worker} "
+                        f"is at clock {other.clock}: the bound is {trace.spec.policy.staleness}"
+                    )
+    return None
+
+
+def fresh_enough(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """A worker never goes on with an older version than the one it was released with."""
+    match fact:
+        case t.Saw(worker=worker, incarnation=incarnation, version=version, clock=clock):
+            least = trace.books.least.get((worker, incarnation, clock), 0)
+            if version < least:
+                return f"worker {worker} goes on to clock {clock} with version {version}, released with {least}"
+            lacking = [seq for who, seq in trace.committed.items() if who.worker == worker and seq > version]
+            mine = [who for who, seq in trace.committed.items() if seq in lacking and who.incarnation == incarnation]
+            if mine:
+                return f"worker {worker} goes on with version {version}, which lacks its own {mine}"
+    return None
+
+
+# --- Accounted: each sample of a data epoch is in exactly one commit ----------------------------------
+
+
+def counted_once(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """A commit accounts for samples that are in no commit yet, and only for its contributors' own."""
+    match fact:
+        case t.Said(message=m.Commit(seq=seq) as commit) if seq > len(trace.log):
+            closing = {(worker, incarnation) for worker, incarnation, _ in commit.closes}
+            listed = list(samples(commit.samples))
+            if len(set(listed)) < len(listed):
+                return f"commit {seq} counts a sample twice: {commit.samples}"
+            for sample in listed:
+                if sample in trace.books.accounted:
+                    return f"sample {sample} is in commit {seq} and in commit {trace.books.accounted[sample]}"
+                holder = trace.books.holder(sample)
+                if holder is None or holder[0] not in closing:
+                    return f"commit {seq} counts sample {sample}, which none of its contributors holds"
+    return None
+
+
+def none_forgotten(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """A contribution that enters the log takes all the samples along that its worker held for it."""
+    match fact:
+        case t.Said(message=m.Commit(seq=seq, kind="update") as commit) if seq > len(trace.log):
+            listed = set(samples(commit.samples))
+            for item in commit.contributors:
+                for identity in trace.ready[item.contributor].leases:
+                    who, lease = trace.books.granted[identity]
+                    if identity in trace.books.leases and not listed.issuperset(lease_samples(lease)):
+                        return f"commit {seq} combines {item.contributor} but leaves out its samples {lease}"
+                    if identity not in trace.books.leases:
+                        return f"commit {seq} combines {item.contributor}, whose {lease} is not {who}'s any more"
+    return None
+
+
+def leased_to_one(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """A sample is leased to one living worker at a time, and not after it was committed."""
+    lease: Lease | None = None
+    match fact:
+        case t.Said(message=m.Granted() | m.Released() as answer):
+            lease = answer.lease
+    if lease is None or lease.identity in trace.books.granted:
+        return None
+    for sample in lease_samples(lease):
+        if sample in trace.books.accounted:
+            return f"{lease} leases sample {sample} again, which is in commit {trace.books.accounted[sample]}"
+        holder = trace.books.holder(sample)
+        if holder is not None:
+            return f"{lease} leases sample {sample} to another, while worker {holder[0][0]} holds it"
+    return None
+
+
+def over_when_done(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """A data epoch is over for a worker when all samples are committed, but those it holds for its next step
+    and those of others that wait, as it did: they will be told next."""
+    match fact:
+        case t.Said(message=m.Granted(worker=worker, epoch=epoch, number=number, lease=None)):
+            seat = trace.books.seats.get(worker)
+            if seat is None or seat.asked is None or not seat.waits or seat.asked.number != number:
+                return None  # a repetition
+            for position in range(trace.books.sizes.get(epoch, 0)):
+                if (epoch, position) in trace.books.accounted:
+                    continue
+                holder = trace.books.holder((epoch, position))
+                other = None if holder is None else trace.books.seats.get(holder[0][0])
+                if holder is None or other is None or not other.waits:  # it waits itself, too
+                    state = "is free" if holder is None else f"is still with worker {holder[0][0]}"
+                    return f"worker {worker} was told that data epoch {epoch} is over, but sample {position} {state}"
+    return None
+
+
+def all_counted(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """At the end, every sample of a data epoch that is over is in a commit.
+
+    The one exception: a worker that was told so died with its last step, when nobody was left to take over.
+    """
+    match fact:
+        case t.Ended():
+            for epoch in sorted(trace.books.over):
+                for position in range(trace.books.sizes[epoch]):
+                    if (epoch, position) in trace.books.accounted:
+                        continue
+                    holders = [
+                        who for who, lease in trace.books.granted.values() if (epoch, position) in lease_samples(lease)
+                    ]
+                    if not holders or holders[-1] not in trace.killed:
+                        return f"sample {position} of data epoch {epoch} is in no commit"
+    return None

@@ -1,0 +1,233 @@
+"""A seed means one scenario, wholly: the cluster, the work, each worker's habits, and what goes wrong.
+
+Everything random about the *job* is drawn here, and everything random about a *worker's work*
+comes from `work_random`, which depends on the worker and its clock alone. So two runs of one
+scenario under different network seeds do the same work, and must give the same log under Sync.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from random import Random
+
+from shoal.config import Job, Limits
+from shoal.vocabulary import Dataset, PolicySpec, TableSpec, TensorSpec
+
+LIMITS = Limits(
+    tick_ms=20,
+    resend_ms=60,
+    heartbeat_ms=100,
+    lease_ms=700,
+    grace_ms=120,
+    empty_ms=20_000,
+    start_ms=60_000,
+    wait_ms=60_000,
+    frame_bytes_target=32,
+)
+PATIENT = replace(LIMITS, lease_ms=30_000, grace_ms=30_000)  # nobody is declared dead over a slow link
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How one worker behaves."""
+
+    rank: int
+    joins_at_ms: int
+    compute_ms: tuple[int, int]
+    stops_after: int  # leaves once it is past this clock
+    void_chance: float  # a step whose gradient is not used (overflow)
+    anew_chance: float  # a step whose gradient is computed anew, under the next attempt
+    unused_chance: float  # a step that pushes only some tensors
+    snapshot_chance: float
+    gathers_chance: float  # a step that accumulates over two leases
+
+
+@dataclass(frozen=True)
+class Crash:
+    """SIGKILL of a worker. silent: its host vanished, so no connection breaks."""
+
+    at_ms: int
+    rank: int
+    silent: bool
+    restart_after_ms: int | None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """No message passes between two nodes for a while; breaks: their connection breaks, too."""
+
+    start_ms: int
+    stop_ms: int
+    one: str
+    other: str
+    breaks: bool
+
+
+@dataclass(frozen=True)
+class Links:
+    """What happens to a message on its way."""
+
+    loss: float
+    duplication: float
+    delay_ms: tuple[int, int]
+    late_chance: float  # of a delay ten times as long
+    ghost_chance: float  # of a message returning long after
+
+
+CALM = Links(loss=0.0, duplication=0.0, delay_ms=(1, 4), late_chance=0.0, ghost_chance=0.0)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One small world. Times are virtual milliseconds."""
+
+    seed: int
+    job: Job
+    spec: TableSpec
+    workers: tuple[Habits, ...]
+    clocks: int
+    dataset: Dataset | None
+    data_epochs: int
+    links: Links
+    crashes: tuple[Crash, ...]
+    cuts: tuple[Cut, ...]
+    heals_at_ms: int
+    paired: bool  # Deterministic is checked: run again under another network seed
+
+    @property
+    def label(self) -> str:
+        policy = self.spec.policy
+        match policy.kind:
+            case "sync":
+                return "sync" if policy.quorum >= 1.0 else "sync with quorum"
+            case other:
+                return other
+
+
+def work_random(seed: int, rank: int, clock: int) -> Random:
+    """Chance for one worker's one step, the same whatever the network does."""
+    return Random((seed * 1_000_003 + rank) * 1_000_003 + clock)
+
+
+def draw(seed: int) -> Scenario:
+    """The scenario that `seed` stands for."""
+    rng = Random(seed)
+    policy = rng.choice(
+        [
+            PolicySpec("sync"),
+            PolicySpec("sync"),
+            PolicySpec("sync", quorum=rng.choice([0.5, 0.6, 0.75])),
+            PolicySpec("bounded", staleness=rng.choice([0, 1, 1, 2, 3])),
+            PolicySpec("bounded", staleness=rng.choice([1, 2])),
+            PolicySpec("async"),
+        ]
+    )
+    paired = policy.kind == "sync" and policy.quorum >= 1.0 and rng.random() < 0.4
+    count = rng.choice([1, 2, 2, 3, 3, 4, 5])
+    servers = rng.choice([1, 2, 2, 3])
+    data = rng.random() < 0.6
+    clocks = rng.randint(3, 10)
+    started = count if paired or rng.random() < 0.6 else rng.randint(1, count)
+    limits = PATIENT if paired else LIMITS
+    links = _links(rng)
+    return Scenario(
+        seed=seed,
+        job=Job(name=f"simulated-{seed}", workers=started, servers=servers, limits=limits),
+        spec=_spec(rng, policy),
+        workers=tuple(_habits(rng, rank, late=rank >= started, clocks=clocks, paired=paired) for rank in range(count)),
+        clocks=clocks,
+        dataset=_dataset(rng, count, balance=policy.kind == "bounded") if data else None,
+        data_epochs=rng.choice([1, 2, 2]),
+        links=links,
+        crashes=() if paired or links is CALM else _crashes(rng, count),
+        cuts=() if paired or links is CALM else _cuts(rng, count, servers),
+        heals_at_ms=rng.randint(800, 2400),
+        paired=paired,
+    )
+
+
+def _links(rng: Random) -> Links:
+    if rng.random() < 0.1:
+        return CALM
+    return Links(
+        loss=rng.choice([0.0, 0.02, 0.05, 0.15]),
+        duplication=rng.choice([0.0, 0.02, 0.1]),
+        delay_ms=rng.choice([(1, 4), (1, 20), (5, 40)]),
+        late_chance=rng.choice([0.0, 0.02, 0.08]),
+        ghost_chance=rng.choice([0.0, 0.01, 0.03]),
+    )
+
+
+def _spec(rng: Random, policy: PolicySpec) -> TableSpec:
+    """A table of a few tiny tensors, some of several blocks; LAMB and clip_norm need extra phases."""
+    rule, settings = rng.choice(
+        [
+            ("sgd", (("lr", 0.1),)),
+            ("adamw", (("lr", 0.001),)),
+            ("lamb", (("lr", 0.001),)),
+        ]
+    )
+    groups = rng.choice([1, 1, 2])
+    tensors = tuple(
+        TensorSpec(f"tensor{index}", (rng.randint(1, 10),), "float32", rng.randrange(groups) if index else 0)
+        for index in range(rng.randint(1, 4))
+    )
+    return TableSpec(
+        tensors=tensors,
+        rule=rule,
+        groups=(settings,) * (1 + max(tensor.group for tensor in tensors)),
+        policy=policy,
+        clip_norm=rng.choice([None, 1.0]),
+        reduction=rng.choice(["mean", "mean", "sum"]),
+        block_elements_max=4,
+    )
+
+
+def _habits(rng: Random, rank: int, late: bool, clocks: int, paired: bool) -> Habits:
+    low = rng.choice([1, 10, 30, 120])
+    return Habits(
+        rank=rank,
+        joins_at_ms=rng.randint(100, 800) if late else rng.randint(0, 60),
+        compute_ms=(low, 2 * low + 5),
+        stops_after=rng.randint(1, clocks) if not paired and rank and rng.random() < 0.2 else clocks,
+        void_chance=rng.choice([0.0, 0.0, 0.2]),
+        anew_chance=rng.choice([0.0, 0.0, 0.2]),
+        unused_chance=rng.choice([0.0, 0.0, 0.3]),
+        snapshot_chance=rng.choice([0.0, 0.0, 0.1]),
+        gathers_chance=rng.choice([0.0, 0.0, 0.2, 0.5]) * (not paired),
+    )
+
+
+def _dataset(rng: Random, workers: int, balance: bool) -> Dataset:
+    batch = rng.randint(1, 4)
+    return Dataset(
+        size=rng.randint(workers, workers * batch * 5), batch=batch, seed=rng.randint(0, 99), balance=balance
+    )
+
+
+def _crashes(rng: Random, workers: int) -> tuple[Crash, ...]:
+    return tuple(
+        Crash(
+            at_ms=rng.randint(0, 1600),
+            rank=rng.randrange(workers),
+            silent=rng.random() < 0.3,
+            restart_after_ms=rng.choice([None, 5, 50, 400]),
+        )
+        for _ in range(rng.choice([0, 1, 1, 2, 2, 3, 4]))
+    )
+
+
+def _cuts(rng: Random, workers: int, servers: int) -> tuple[Cut, ...]:
+    nodes = [f"worker/{rank}" for rank in range(workers)]
+    peers = ["coordinator", *(f"server/{index}" for index in range(servers))]
+    cuts: list[Cut] = []
+    for _ in range(rng.choice([0, 0, 1, 2])):
+        start = rng.randint(0, 1500)
+        one = rng.choice(nodes + peers[1:])
+        if one.startswith("server"):  # a server that is gone for long ends a job without replicas
+            cuts.append(Cut(start, start + rng.choice([20, 300]), one, "coordinator", breaks=False))
+            continue
+        cuts.append(
+            Cut(start, start + rng.choice([1, 60, 300, 900]), one, rng.choice(peers), breaks=rng.random() < 0.5)
+        )
+    return tuple(cuts)

@@ -1,0 +1,250 @@
+"""What happened in a simulated run, as seen from outside the machines; facts for the invariants.
+
+Numbers are symbols here. A staged payload is a tag that names the computation it came from; the
+state of a block is a digest over all that was applied to it. So a contribution that is mixed,
+lost or doubled, even in one block, gives another digest, and the trace knows which one is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from shoal.core import machine as k
+from shoal.optim import phases
+from shoal.placement import cut, owned
+from shoal.sim.books import Books
+from shoal.vocabulary import Contributor, TableSpec, Weighted
+from shoal.wire import messages as m
+
+Tag = tuple[int, int, int, int]  # worker, nonce of its life, number of the computation, block
+WeightedTags = tuple[tuple[float, Tag], ...]
+States = Mapping[int, int]  # by block
+Factors = tuple[tuple[str, tuple[float, ...]], ...]
+
+# --- facts --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Said:
+    """The coordinator sent a message (whether or not it arrives)."""
+
+    target: str
+    message: m.Message
+
+
+@dataclass(frozen=True)
+class Told:
+    """The coordinator is about to receive a message."""
+
+    source: str
+    message: m.Message
+
+
+@dataclass(frozen=True)
+class Performed:
+    """A shard's store ran a task. staged: the tags that lay there for each contributor, by block."""
+
+    shard: int
+    task: k.Seed | k.Measure | k.Apply
+    staged: Mapping[Contributor, Mapping[int, Tag]]
+    states: States  # afterwards
+
+
+@dataclass(frozen=True)
+class Freed:
+    shard: int
+    contributors: tuple[Contributor, ...]
+
+
+@dataclass(frozen=True)
+class Published:
+    shard: int
+    effect: k.Publish
+    states: States
+
+
+@dataclass(frozen=True)
+class Saw:
+    """A worker's training thread goes on with these states in its parameters."""
+
+    worker: int
+    incarnation: int
+    version: int
+    clock: int
+    finished: Contributor | None  # the contribution that was settled with it
+    committed: bool
+    states: States
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A worker's process ended. killed: it did not leave of its own will."""
+
+    worker: int
+    incarnation: int
+    killed: bool
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A shard at `version` took blocks of a contribution into its memory."""
+
+    shard: int
+    contributor: Contributor
+    version: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The job is over. staged: what still lies in each shard's staging memory."""
+
+    staged: Mapping[int, tuple[Contributor, ...]]
+
+
+Fact = Said | Told | Admitted | Performed | Freed | Published | Saw | Gone | Ended
+FACTS = (Said, Told, Admitted, Performed, Freed, Published, Saw, Gone, Ended)
+
+FORGED = -666.0  # a number that only messages of an older epoch carry
+
+# --- symbols ------------------------------------------------------------------------------------
+
+
+def following(
+    states: States, combined: Mapping[int, WeightedTags], rates: tuple[float, ...], by: Factors
+) -> dict[int, int]:
+    """The states of blocks after one more commit."""
+    numbers = by_numbers(by)
+    return {block: hash((state, combined[block], rates, numbers)) for block, state in states.items()}
+
+
+def by_numbers(factors: Factors) -> tuple[tuple[float, ...], ...]:
+    """Factors without the names of their phases: strings hash differently in every process."""
+    return tuple(values for _, values in factors)
+
+
+def measured(
+    spec: TableSpec, phase: str, states: States, combined: Mapping[int, WeightedTags], by: Factors
+) -> dict[int, tuple[float, ...]]:
+    """Partials of a phase: figures that differ if anything that goes into them does."""
+    partials: dict[int, tuple[float, ...]] = {}
+    for block, state in states.items():
+        if not combined[block]:
+            continue  # no gradient reaches it
+        figure = hash((state, combined[block], by_numbers(by)))
+        one, other = float(1 + figure % 9973), float(1 + figure % 8887)
+        partials[block] = (float(cut(spec)[block].tensor), one, other) if phase == phases.TRUST else (one,)
+    return partials
+
+
+def combine(
+    contributors: Iterable[Weighted], tags: Mapping[Contributor, Mapping[int, Tag]], blocks: Iterable[int]
+) -> dict[int, WeightedTags]:
+    """What a commit combines in each block, in the order of the commit."""
+    parts = [(item.weight, tags.get(item.contributor, {})) for item in contributors]
+    return {block: tuple((weight, part[block]) for weight, part in parts if block in part) for block in blocks}
+
+
+@dataclass
+class Store:
+    """A shard's memory: the state of each block, and the tags staged for it."""
+
+    spec: TableSpec
+    states: dict[int, int] = field(default_factory=dict)
+    staged: dict[Contributor, dict[int, Tag]] = field(default_factory=dict)
+
+    def stage(self, contributor: Contributor, tags: Mapping[int, Tag]) -> None:
+        self.staged.setdefault(contributor, {}).update(tags)
+
+    def free(self, contributors: Iterable[Contributor]) -> None:
+        for contributor in contributors:
+            self.staged.pop(contributor, None)
+
+    def perform(self, task: k.Task) -> tuple[tuple[int, tuple[float, ...]], ...] | str:
+        """Run one task; returns what Done carries."""
+        match task:
+            case k.CreateTable(spec=spec, shard=shard, shards=shards):
+                self.states = dict.fromkeys(owned(spec, shard, shards), 0)
+            case k.Seed(contributor=contributor):
+                combined = combine((Weighted(contributor, 1.0),), self.staged, self.states)
+                self.states = following(self.states, combined, (), ())
+            case k.Apply(contributors=contributors, rates=rates, factors=factors):
+                combined = combine(contributors, self.staged, self.states)
+                self.states = following(self.states, combined, rates, factors)
+            case k.Measure(phase=phase, contributors=contributors, factors=factors):
+                combined = combine(contributors, self.staged, self.states)
+                return tuple(measured(self.spec, phase, self.states, combined, factors).items())
+            case k.Save(seq=seq, path=path):
+                return f"{path}/{seq}"
+        return ()
+
+
+# --- the trace ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Trace:
+    """The history so far. An invariant sees it as it was before the fact in question."""
+
+    spec: TableSpec
+    shards: int
+    log: list[m.Commit] = field(default_factory=list)  # the coordinator's, by seq - 1
+    committed: dict[Contributor, int] = field(default_factory=dict)  # -> seq
+    finished: dict[Contributor, dict[int, Tag]] = field(default_factory=dict)  # what each step pushed
+    ready: dict[Contributor, m.Ready] = field(default_factory=dict)  # as the coordinator received it
+    fenced: dict[int, int] = field(default_factory=dict)  # worker -> incarnations up to this one
+    welcomed: dict[int, int] = field(default_factory=dict)  # worker -> its last incarnation
+    applied: list[int] = field(default_factory=list)  # by shard: the last seq whose task ran
+    freed: set[tuple[int, Contributor]] = field(default_factory=set)
+    states: list[dict[int, int]] = field(default_factory=list)  # by version: the one right state
+    killed: set[tuple[int, int]] = field(default_factory=set)
+    books: Books = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.books = Books(self.spec)
+        self.applied = [0] * self.shards
+        self.states = [dict.fromkeys(range(len(cut(self.spec))), 0)]
+
+    def remember(self, fact: Fact) -> None:
+        """Add a fact that no invariant objects to."""
+        match fact:
+            case Said(message=message):
+                new = isinstance(message, m.Commit) and message.seq > len(self.log)
+                self.books.said(message, new)
+            case Told(message=message):
+                self.books.told(message)
+        match fact:
+            case Said(message=m.Commit() as commit) if commit.seq == len(self.log) + 1:
+                self.log.append(commit)
+                self.committed.update({item.contributor: commit.seq for item in commit.contributors})
+                for worker, incarnation in commit.fences:
+                    self.fenced[worker] = max(incarnation, self.fenced.get(worker, -1))
+            case Said(message=m.Welcome(worker=worker, incarnation=incarnation)):
+                self.welcomed[worker] = max(incarnation, self.welcomed.get(worker, -1))
+            case Told(message=m.Ready() as ready):
+                self.ready.setdefault(ready.contributor, ready)
+            case Performed(shard=shard, task=k.Seed(seq=seq) | k.Apply(seq=seq)):
+                self.applied[shard] = seq
+            case Freed(shard=shard, contributors=contributors):
+                self.freed.update((shard, contributor) for contributor in contributors)
+            case Gone(worker=worker, incarnation=incarnation, killed=True):
+                self.killed.add((worker, incarnation))
+            case _:
+                pass
+
+    def right_states(self, version: int) -> dict[int, int]:
+        """The states of all blocks after the first `version` commits of the log, from what workers pushed."""
+        while len(self.states) <= version:
+            commit = self.log[len(self.states) - 1]
+            before = self.states[-1]
+            combined = combine(commit.contributors, self.finished, before)
+            if commit.kind == "seed":
+                before = following(before, combined, (), ())
+            elif commit.contributors:
+                factors: Factors = ()
+                for phase in phases.phases(self.spec):
+                    partials = measured(self.spec, phase, before, combined, factors)
+                    factors += ((phase, phases.reduce(self.spec, phase, partials)),)
+                before = following(before, combined, commit.rates, factors)
+            self.states.append(before)
+        return self.states[version]

@@ -1,0 +1,160 @@
+"""A simulated worker: a real session, and a training thread that runs the loop a user would write.
+
+The thread is a generator. It gives commands to its session and yields what it waits for: a number
+of milliseconds (it computes), or kinds of effects (it is parked until one comes).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from random import Random
+
+from shoal.core import machine as k
+from shoal.core import session as s
+from shoal.placement import blocks_of_tensor, cut
+from shoal.sim.scenario import Habits, Scenario, work_random
+from shoal.sim.trace import Tag, Trace
+from shoal.vocabulary import Contributor, Lease, worker_name
+
+Wish = int | tuple[type[object], ...]  # compute so many ms | wait for one of these effects
+Thread = Generator[Wish, object, None]
+
+PIECES_MAX = 3  # a step pushes its blocks in up to so many pieces
+
+
+@dataclass
+class Life:
+    """One process of a worker: from its start to its end, however that comes."""
+
+    scenario: Scenario
+    habits: Habits
+    nonce: int
+    session: s.Session
+    trace: Trace
+    rng: Random  # of timing only; what the worker computes comes from work_random
+    act: Callable[[Life, object], None]  # gives the session a command, and performs the effects
+    letters: deque[object] = field(default_factory=deque)  # effects for the thread
+    parameters: dict[int, int] = field(default_factory=dict)  # block -> state, the bound memory
+    gradients: dict[int, Tag] = field(default_factory=dict)  # block -> tag
+    contribution: Contributor | None = None  # finished, and not settled yet
+    computations: int = 0
+    steps: int = 0
+    over: bool = False
+
+    @property
+    def name(self) -> str:
+        return worker_name(self.habits.rank)
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        return self.habits.rank, self.session.incarnation
+
+    def command(self, command: object) -> None:
+        self.act(self, command)
+
+    def thread(self) -> Thread:
+        """The canonical loop: join, declare, seed if told so, then take samples and step until the end."""
+        self.command(s.Begin(self.habits.rank, self.nonce, pid=self.nonce))
+        yield (k.Dial,)
+        self.command(s.Declare(self.scenario.spec))
+        seeding = yield (k.Seeding,)
+        yield from self._start(seeding)
+        if self.scenario.dataset is None:
+            yield from self._steps()
+        else:
+            yield from self._epochs()
+        self.command(s.Leave())
+        yield (k.Departed,)
+        self.over = True
+
+    def _start(self, seeding: object) -> Thread:
+        """Wait for the initial parameters; push them if this worker is (or becomes) the one to do so."""
+        if isinstance(seeding, k.Seeding) and not seeding.seed:
+            self.command(s.Await())
+            seeding = yield (k.Seeding, k.Fresh)
+        if isinstance(seeding, k.Seeding):
+            yield from self._push(range(len(cut(self.scenario.spec))))
+            self._finish(s.Finish(samples=0, leases=(), rates=self._rates()))
+            yield (k.Fresh,)
+
+    def _steps(self) -> Thread:
+        while self.session.clock <= self.habits.stops_after:
+            yield from self._step(())
+
+    def _epochs(self) -> Thread:
+        dataset = self.scenario.dataset
+        assert dataset is not None
+        for epoch in range(self.scenario.data_epochs):
+            held: list[Lease] = []
+            while True:
+                self.command(s.Take(dataset, epoch))
+                leased = yield (k.Leased,)
+                assert isinstance(leased, k.Leased)
+                if leased.lease is None:
+                    break
+                held.append(leased.lease)
+                choice = work_random(self.scenario.seed, self.habits.rank, 10_000 + self.session.clock)
+                if self._leaves_early():
+                    return  # politely, though it holds samples
+                if len(held) == 1 and choice.random() < self.habits.gathers_chance:
+                    continue  # accumulate over two leases
+                yield from self._step(tuple(held))
+                held = []
+            if held:
+                yield from self._step(tuple(held))
+
+    def _leaves_early(self) -> bool:
+        return self.habits.stops_after < self.scenario.clocks and self.steps >= self.habits.stops_after
+
+    def _step(self, leases: tuple[Lease, ...]) -> Thread:
+        """One gradient: computed (perhaps anew), pushed in pieces, made ready; then fresh parameters."""
+        choice = work_random(self.scenario.seed, self.habits.rank, self.session.clock)
+        blocks = self._used(choice)
+        if choice.random() < self.habits.anew_chance:
+            yield from self._push(self._used(choice))
+            self.command(s.Restart())
+        yield from self._push(blocks)
+        self._finish(
+            s.Finish(
+                samples=sum(lease.samples for lease in leases) if leases else choice.randint(1, 4),
+                leases=tuple(lease.identity for lease in leases),
+                rates=self._rates(),
+                multiplier=choice.choice([1.0, 1.0, 0.5]),
+                void=choice.random() < self.habits.void_chance,
+            )
+        )
+        yield (k.Fresh,)
+        self.steps += 1
+        if choice.random() < self.habits.snapshot_chance:
+            self.command(s.Snapshot(f"snapshot-{self.habits.rank}-{self.nonce}-{self.steps}"))
+            yield (k.Snapshotted,)
+
+    def _used(self, choice: Random) -> list[int]:
+        """The blocks of the tensors that this gradient reaches, last tensor first, as backward does."""
+        tensors = list(blocks_of_tensor(self.scenario.spec))
+        if choice.random() < self.habits.unused_chance:
+            tensors = choice.sample(tensors, choice.randint(0, len(tensors)))
+        return [block for blocks in reversed(tensors) for block in blocks]
+
+    def _push(self, blocks: list[int] | range) -> Thread:
+        self.computations += 1
+        self.gradients = {}
+        pieces = self.rng.randint(1, PIECES_MAX)
+        size = -(-len(blocks) // pieces) or 1
+        for first in range(0, max(1, len(blocks)), size):
+            yield self.rng.randint(*self.habits.compute_ms) // pieces
+            piece = tuple(blocks[first : first + size])
+            for block in piece:
+                self.gradients[block] = (self.habits.rank, self.nonce, self.computations, block)
+            self.command(s.Push(piece))
+
+    def _finish(self, finish: s.Finish) -> None:
+        who = Contributor(self.session.worker, self.session.incarnation, self.session.clock, self.session.attempt)
+        self.contribution = who
+        self.trace.finished[who] = dict(self.gradients)
+        self.command(finish)
+
+    def _rates(self) -> tuple[float, ...]:
+        return (round(0.1 / (1 + self.session.clock), 6),) * len(self.scenario.spec.groups)

@@ -1,0 +1,71 @@
+"""Simulated clusters: what must always hold, holds; and the simulation sees it when it does not."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from shoal.sim import __main__ as command
+from shoal.sim.campaign import run_seed
+from shoal.sim.planted import PLANTS, Plant
+from shoal.sim.scenario import draw
+from shoal.sim.transcript import transcript
+from shoal.sim.world import World
+
+LINES = (Path(__file__).parent / "seeds.txt").read_text().splitlines()
+KNOWN = [int(line.split()[0]) for line in LINES if not line.startswith("#")]
+PLANTED_SEEDS_MAX = 60  # within so many seeds every planted fault is found
+
+
+@pytest.mark.parametrize("seed", [*range(40), *KNOWN])
+def test_every_invariant_holds(seed: int) -> None:
+    outcome = run_seed(seed)
+    assert not outcome.invariant, f"{outcome.transcript}\n{outcome.invariant}: {outcome.complaint}"
+
+
+def test_the_seeds_see_every_policy_and_every_fault() -> None:
+    outcomes = [run_seed(seed) for seed in range(40)]
+    total = sum((outcome.figures for outcome in outcomes), Counter())
+    assert {outcome.label for outcome in outcomes} == {"sync", "sync with quorum", "bounded", "async"}
+    for figure in ("commits", "crashes", "fenced", "lost", "duplicated", "ghosts", "forged", "breaks"):
+        assert total[figure] > 0, f"no {figure} in these seeds"
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=[plant.fault for plant in PLANTS])
+def test_a_planted_fault_is_found(plant: Plant) -> None:
+    for seed in range(PLANTED_SEEDS_MAX):
+        if run_seed(seed, plant.machines).invariant == plant.invariant:
+            assert not run_seed(seed).invariant, "the machines as they are pass the same seed"
+            return
+    pytest.fail(f"{plant.invariant} did not notice in {PLANTED_SEEDS_MAX} seeds that {plant.fault}")
+
+
+def test_a_seed_is_one_run_to_the_last_event() -> None:
+    runs = []
+    for _ in range(2):
+        world = World(draw(7), lines_max=None)
+        world.run()
+        runs.append(transcript(world.lines))
+    assert runs[0] == runs[1]
+    assert len(runs[0].splitlines()) > 50
+
+
+def test_the_command_shows_what_failed_and_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant = next(plant for plant in PLANTS if plant.fault == "a shard frees too early")
+    monkeypatch.setattr(command, "run_seed", lambda seed, lines_max=60: run_seed(seed, plant.machines, lines_max))
+    result = CliRunner().invoke(command.app, ["--seeds", "4", "--jobs", "1"])
+    assert result.exit_code == 1
+    assert "Memory does not hold" in result.output
+    assert re.search(r"Replay: python -m shoal.sim --seed \d+ --transcript", result.output)
+    assert re.search(r"\d+ ms  coordinator -> server/\d +Commit\(", result.output), "the transcript is readable"
+
+
+def test_the_command_sums_up_and_succeeds() -> None:
+    result = CliRunner().invoke(command.app, ["--seeds", "8", "--jobs", "1", "--start", "20"])
+    assert result.exit_code == 0, result.output
+    assert "Every invariant held" in result.output
+    assert "crashes" in result.output
