@@ -22,7 +22,8 @@ class FakeWorker:
     def __init__(self, workers: int = 1, leases: Sequence[Lease | None] = ()) -> None:
         self.rank, self.workers, self.clock, self.version = 0, workers, 0, 0
         self.leases, self.asked = list(leases), []
-        self.pushed: dict[int, np.ndarray] = {}  # of this attempt
+        self.pushed: dict[int, np.ndarray] = {}  # of this attempt, as it was when pushed
+        self.views: dict[int, np.ndarray] = {}
         self.pushes: list[int] = []  # tensors, over all attempts of this clock
         self.restarts = 0
         self.data_epochs = 0
@@ -54,7 +55,7 @@ class FakeWorker:
     def push(self, tensor: int, gradient: np.ndarray) -> None:
         assert gradient.dtype == np.uint8
         assert gradient.size == self.bound[tensor].size
-        self.pushed[tensor] = gradient
+        self.pushed[tensor], self.views[tensor] = gradient.copy(), gradient  # sends at once: the eager extreme
         self.pushes.append(tensor)
 
     def restart(self) -> None:
@@ -64,6 +65,8 @@ class FakeWorker:
     def step(
         self, rates: Sequence[float], multiplier: float = 1.0, void: bool = False, samples: int | None = None
     ) -> Fresh:
+        for index, view in self.views.items():
+            assert index not in self.pushed or np.array_equal(view, self.pushed[index]), "changed before step()"
         pushed = [self.spec.tensors[index].name for index in sorted(self.pushed)]
         self.steps.append({"rates": rates, "multiplier": multiplier, "void": void, "pushed": pushed})
         if not void:

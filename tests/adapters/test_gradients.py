@@ -62,7 +62,7 @@ def test_a_gradient_is_sent_from_where_it_lies(worker):
     pair.step()
     pair.model(torch.randn(4, 6)).sum().backward()
     for index, parameter in enumerate(pair.model.parameters()):
-        assert worker.pushed[index].__array_interface__["data"][0] == parameter.grad.data_ptr()
+        assert worker.views[index].__array_interface__["data"][0] == parameter.grad.data_ptr()
 
 
 @pytest.mark.parametrize("backwards", [1, 2, 4])
@@ -222,24 +222,25 @@ def test_large_finite_gradients_are_finite(worker):
 # --- GradScaler -----------------------------------------------------------------------------------
 
 
-def scaled_step(model, opt, scaler, x, unscale=False):
+def scaled_step(model, opt, scaler, x, unscale=False, clip=False):
     opt.zero_grad()
     scaler.scale(F.mse_loss(model(x), x.sum(1, keepdim=True))).backward()
     if unscale:
         scaler.unscale_(opt)
+    if clip:
         nn.utils.clip_grad_norm_(model.parameters(), 0.5)
     scaler.step(opt)
     scaler.update()
 
 
-@pytest.mark.parametrize("unscale", [False, True])
-def test_grad_scaler_equals_torch(worker, unscale):
+@pytest.mark.parametrize(("unscale", "clip"), [(False, False), (True, False), (True, True)])
+def test_grad_scaler_equals_torch(worker, unscale, clip):
     pair = Pair(worker)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     for _ in range(5):
         x = torch.randn(4, 6)
-        scaled_step(pair.model, pair.opt, scaler, x, unscale)
-        scaled_step(pair.twin, pair.reference, torch.amp.GradScaler("cpu", init_scale=2.0**10), x, unscale)
+        scaled_step(pair.model, pair.opt, scaler, x, unscale, clip)
+        scaled_step(pair.twin, pair.reference, torch.amp.GradScaler("cpu", init_scale=2.0**10), x, unscale, clip)
         assert gap(pair.model, pair.twin) < 1e-6
     assert all(step["multiplier"] == (1.0 if unscale else 2.0**-10) for step in worker.steps)
     assert worker.restarts == 0
@@ -266,6 +267,7 @@ def test_overflow_under_grad_scaler_is_void_and_lowers_the_scale(worker, warm, u
     before = copy.deepcopy(pair.model)
     scaled_step(pair.model, pair.opt, scaler, torch.full((4, 6), float("inf")), unscale)
     assert worker.steps[-1]["void"] is True
+    assert worker.steps[-1]["pushed"] == []
     assert gap(pair.model, before) == 0
     assert scaler.get_scale() == 2.0**9
     scaled_step(pair.model, pair.opt, scaler, torch.randn(4, 6), unscale)

@@ -100,7 +100,6 @@ def test_a_restarted_workers_loop_catches_up_with_the_job(make_worker):
     assert [epoch for _, epoch in worker.asked] == [0, 1, 2, 2]
 
 
-
 def test_parameters_that_came_with_a_lease_are_in_place(make_worker):
     model = nn.Linear(3, 2)
     model.weight = nn.Parameter(torch.zeros(3, 2).t())  # not contiguous: lands in a host copy first

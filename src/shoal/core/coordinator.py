@@ -44,6 +44,7 @@ class Coordinator:
     fences: list[tuple[int, int]] = field(default_factory=list)  # for the next entry
     started_at: int | None = None
     empty_at: int | None = None
+    parted: bool = False  # the last worker that went left politely
     waiting: str = ""  # what the job waits for, in words
 
     def __post_init__(self) -> None:
@@ -144,6 +145,7 @@ class Coordinator:
                 return self._snapshot(message, now)
             case m.Leave():
                 gone = self._remove(member, f"worker {worker} left", now)
+                self.parted = True
                 return [k.Send(source, m.Left(worker, incarnation)), *gone]
             case m.Report(figures=figures):
                 member.figures.update(figures)
@@ -479,6 +481,7 @@ class Coordinator:
     def _remove(self, member: Member, why: str, now: int) -> list[k.Effect]:
         """The member is gone: its samples are free, its incarnation is fenced, the rest go on."""
         del self.membership.members[member.worker]
+        self.parted = False
         self.dispatch.take_back(member)
         self.fences.append((member.worker, member.incarnation))
         if not self.membership.members:
@@ -512,6 +515,8 @@ class Coordinator:
                 f"without replicas its parameters are gone: resume the job from its last snapshot"
             )
         if self.phase == RUNNING and self.empty_at is not None and now - self.empty_at >= limits.empty_ms:
+            if self.parted:
+                return self._stop("")  # the last one left politely: the job is over
             return self._stop(f"job {self.job.name} had no worker for {limits.empty_ms / 1000:g} s")
         effects: list[k.Effect] = []
         for member, reason in self.membership.dead(now):

@@ -65,6 +65,9 @@ class Dispatch:
         idle = [member for member in members if member.state == IDLE]
         if self.ledger is None or not idle:
             return []
+        behind = [member for member in idle if _epoch(member) < self.ledger.epoch]
+        if behind:
+            return [(member, self._grant(member, members, _epoch(member))) for member in behind]
         holders = [item for item in members if any(lease.epoch == self.ledger.epoch for lease in item.leases)]
         if not self.ledger.free and all(member.state == IDLE for member in holders):
             # Who holds samples still makes them ready with its next step: one at a time, while the others stay,
@@ -76,9 +79,6 @@ class Dispatch:
         elif all(member in idle and _epoch(member) > self.ledger.epoch for member in members):
             # All have left this data epoch: broken it off, or ended it before its last holder died.
             self.ledger.advance(keep=any(member.ended >= self.ledger.epoch for member in members))
-        behind = [member for member in idle if _epoch(member) < self.ledger.epoch]
-        if behind:
-            return [(member, self._grant(member, members, _epoch(member))) for member in behind]
         if lockstep and any(_undecided(member, clock) for member in members):
             return []
         wanting = [member for member in idle if _epoch(member) == self.ledger.epoch]

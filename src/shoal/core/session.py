@@ -123,6 +123,7 @@ class Session:
     request: m.Message | None = None  # what the coordinator still has to answer
     finish: Finish | None = None  # given, and waiting for the last blocks to be staged
     released: m.Released | None = None
+    early: bool = False  # the first release came before the training thread waited for it
     granted: m.Granted | None = None
     spare: Lease | None = None  # came with a release, not yet taken
     number: int = 0  # leases asked for
@@ -170,8 +171,9 @@ class Session:
                 self.spec = spec
                 return self._ask("declare", m.Declare(self.worker, self.incarnation, spec), now)
             case Await():
-                self._park("start", now)
-                return self._settle(now)
+                # What was released before the thread waited was passed over: ask for it again at once.
+                assert self.spec is not None
+                return self._ask("start", m.Declare(self.worker, self.incarnation, self.spec), now)
             case Snapshot(path):
                 self.snapshots += 1
                 request = m.SnapshotRequest(self.worker, self.incarnation, self.snapshots, path)
@@ -326,10 +328,15 @@ class Session:
 
     def _released(self, released: m.Released, now: int) -> list[k.Effect]:
         if released.clock != self.clock or self.parked not in ("start", "step"):
+            self.early = self.early or (not self.parked and self.version == 0)
             return []
         if self.released is None or released.version > self.released.version:
             self.released, self.request, self.progress_at = released, None, now
             self._expect(released.version)
+            if self.early:
+                # Its parameters came as early, and had nowhere to land.
+                self.early = False
+                return [*self._pull(range(len(self.servers))), *self._settle(now)]
         return self._settle(now)
 
     def _granted(self, granted: m.Granted, now: int) -> list[k.Effect]:

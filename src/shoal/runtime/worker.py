@@ -27,7 +27,7 @@ from shoal.errors import ShoalError
 from shoal.placement import blocks_of_tensor, cut
 from shoal.runtime.node import Node
 from shoal.transport import Wrap, unwrapped
-from shoal.vocabulary import COORDINATOR, ITEM_BYTES, Dataset, Lease, TableSpec, server_name
+from shoal.vocabulary import COORDINATOR, ITEM_BYTES, Dataset, Lease, TableSpec, server_name, worker_name
 from shoal.wire import messages as m
 from shoal.wire.framing import Buffer
 
@@ -62,7 +62,8 @@ class WorkerNode(Node):
     """Drives a Session; resolves one future per command that waits."""
 
     def __init__(self, job: Job, rank: int, wrap: Wrap = unwrapped) -> None:
-        super().__init__(f"worker/{rank}" if rank >= 0 else f"worker/new-{os.getpid()}", job, wrap)
+        name = worker_name(rank) if rank >= 0 else f"worker/new-{random.SystemRandom().getrandbits(53)}"
+        super().__init__(name, job, wrap)
         self.session = s.Session(job.limits)
         self.answer: Future[k.Effect] | None = None
         self.failure: ShoalError | None = None
@@ -113,6 +114,7 @@ class WorkerNode(Node):
             case k.Fresh() | k.Leased() | k.Seeding() | k.Snapshotted() | k.Departed():
                 if isinstance(effect, k.Fresh):
                     self._seeding = False
+                    self.gradients.clear()
                 self._resolve(effect)
             case _:
                 raise TypeError(f"a worker's driver cannot perform {effect!r}")
@@ -137,8 +139,11 @@ class WorkerNode(Node):
             answer.set_result(effect)
 
     async def _dial(self, servers: Sequence[str]) -> None:
-        self.name = f"worker/{self.session.worker}"
+        name = worker_name(self.session.worker)
         try:
+            if self.name != name:  # it asked for any rank: the coordinator must know it by the one it got
+                self.name = name
+                await self.dial(COORDINATOR, self._dialled[COORDINATOR])
             for index, address in enumerate(servers):
                 await self.dial(server_name(index), address)
         except ShoalError as error:

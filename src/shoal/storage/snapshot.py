@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -21,8 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from shoal.errors import SnapshotError
-from shoal.kernel import Floats
 from shoal.vocabulary import TableSpec
+
+if TYPE_CHECKING:
+    from shoal.kernel import Floats  # numba, which the command line must not wait for
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -94,7 +94,7 @@ class Outbox:
                 slots.append(Slot(index, item, Reading(item.parameter)))
         return cls(worker, slots)
 
-    def fired(self, index: int) -> None:
+    def fired(self, index: int, _: Tensor) -> None:
         """Autograd has accumulated the gradient of slot `index`. Called from its threads."""
         slot = self.slots[index]
         slot.firings += 1
@@ -113,7 +113,7 @@ class Outbox:
 
         unscaled: GradScaler.unscale_ changed the gradients, which no version counter shows.
         """
-        if any(slot.sent and (unscaled or slot.outrun() or slot.changed()) for slot in self.slots):
+        if any(slot.sent and (unscaled or slot.changed()) for slot in self.slots):
             self._restart()
         for slot in self.slots:
             if slot.gradient is not None and not slot.sent:
@@ -127,8 +127,8 @@ class Outbox:
     def plan(self, unscaled: bool) -> None:
         """Learn from the step that ends when to send in the next."""
         for slot in self.slots:
-            if slot.firings == 0 or slot.plan == HELD_BACK:
-                continue
+            if slot.firings == 0 or slot.plan == HELD_BACK or not slot.reading.finite:
+                continue  # nothing to learn from, or (NaN equals nothing) impossible to
             touched = not slot.outrun() and (unscaled or slot.changed())
             slot.plan = HELD_BACK if touched else slot.firings
 

@@ -38,7 +38,8 @@ def loader(
     dataset: has __len__ and __getitem__ (and __getitems__, if it likes to be asked for many at once).
     batch_size: samples per batch and worker. The last batches of a data epoch may be smaller.
     seed, shuffle: the order is numpy's PCG64 permutation of (seed, data epoch), or the dataset's own.
-    accumulate: how many batches the loop runs backward on before each step; they are leased together.
+    accumulate: how many batches the loop runs backward on before each step; they are leased together
+        (fewer than that at the end of a data epoch only where fewer samples are left).
     collate_fn: makes a batch of a list of samples; torch's default_collate unless given.
     balance: lease slower workers fewer samples, so that clocks keep step; by default under Bounded.
 

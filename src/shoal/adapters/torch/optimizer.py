@@ -11,6 +11,7 @@ import logging
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -85,6 +86,7 @@ class Optimizer(torch.optim.Optimizer):
             raise ConfigurationError(f"reduction={reduction!r}; known: {', '.join(get_args(Reduction))}")
         self._groups = groups_of(params, rule)
         self._members = trainable(self._groups)
+        self._frozen = [item for group in self._groups for item in group.members if not item.parameter.requires_grad]
         self._declared = False
         super().__init__([_torch_group(group) for group in self._groups], settings_of(rule))
         self._declared = True
@@ -101,10 +103,9 @@ class Optimizer(torch.optim.Optimizer):
         self._outbox = Outbox.of(worker, self._members)
         self._warned: set[str] = set()
         handles = [
-            _register(item.parameter, _hook(weakref.ref(self._outbox), index))
-            for index, item in enumerate(self._members)
+            _register(item.parameter, partial(self._outbox.fired, index)) for index, item in enumerate(self._members)
         ]
-        weakref.finalize(self, _remove, handles)
+        weakref.finalize(self, _remove, handles)  # the model may outlive its optimizer
 
     @property
     def clock(self) -> int:
@@ -224,8 +225,7 @@ class Optimizer(torch.optim.Optimizer):
                 "parameters were changed in place since the last step; the servers hold the parameters, so such "
                 "changes do not last: load weights before ps.optimizer(...)"
             )
-        held = {id(item.parameter) for item in self._members}
-        for item in (item for group in self._groups for item in group.members if id(item.parameter) not in held):
+        for item in self._frozen:
             if item.parameter.requires_grad:
                 raise ConfigurationError(
                     f"parameter {item.name!r} was frozen when the table was declared and requires gradients now; "
@@ -247,17 +247,6 @@ def _join(worker: Worker, spec: TableSpec, members: Sequence[Named]) -> Binding:
     worker.start()
     binding.refresh(worker.version)
     return binding
-
-
-def _hook(outbox: weakref.ref[Outbox], index: int) -> Callable[[Tensor], None]:
-    """A hook that does not keep an optimizer alive that nobody uses any more."""
-
-    def fired(_: Tensor) -> None:
-        target = outbox()
-        if target is not None:
-            target.fired(index)
-
-    return fired
 
 
 def _torch_group(group: Group) -> dict[str, Any]:

@@ -7,6 +7,8 @@ copy, page-locked and filled on a stream of its own for CUDA, so that backward n
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -81,7 +83,7 @@ class Reading:
         self.finite = True
 
     def begin(self, gradient: Tensor) -> None:
-        self.finite = bool(torch.isfinite(extremes(gradient)).all())
+        self.finite = all(math.isfinite(bound.item()) for bound in torch.aminmax(gradient.detach()))
         if lies_plain(gradient) and gradient.dtype == self._parameter.dtype:
             self.bytes = wire_bytes(gradient)
             return
