@@ -1,0 +1,122 @@
+"""The processes of a benchmark: whatever happens, none of them outlives it.
+
+They are children of the launcher's own kind, so the kernel ends them should the benchmark be killed;
+otherwise they are asked to end, and killed by process id when they do not.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from queue import Empty, SimpleQueue
+from types import TracebackType
+
+from shoal.config import Limits
+from shoal.errors import JobError, StartupError
+from shoal.launch.child import Child, Exited, Line
+from shoal.launch.local import COORDINATOR_PROGRAM, READY, SERVER_PROGRAM
+from shoal.launch.plan import Plan
+from shoal.vocabulary import COORDINATOR
+
+GRACE_SECONDS = 3.0  # between asking and killing
+
+
+class Fleet:
+    """Starts processes by name, and ends all of them at the end of the `with` block.
+
+    job, workers, servers: what every process finds in SHOAL_* variables; its token is a fresh secret.
+    """
+
+    def __init__(self, job: str, workers: int, servers: int) -> None:
+        limits = Limits.from_environment()
+        self.plan = Plan(
+            ("-m", "shoal"), workers, servers, "127.0.0.1", 0, 0, None, job, secrets.token_urlsafe(), limits
+        )
+        self.plan.check()
+        self._events: SimpleQueue[Line | Exited] = SimpleQueue()
+        self._running: dict[str, Child] = {}
+        self._ended: dict[str, Child] = {}
+        self._addresses: dict[Child, str] = {}
+
+    def start(self, name: str, arguments: Sequence[str], **facts: object) -> None:
+        """Start `python ARGUMENTS` under this name, facts in its environment."""
+        environment = self.plan.environment(os.environ, facts)
+        self._running[name] = Child(name, (sys.executable, *arguments), environment, self._events.put)
+
+    def start_job(self, suffix: str = "") -> str:
+        """Start a coordinator and the servers; returns the coordinator's address (StartupError if none)."""
+        name = COORDINATOR + suffix
+        self.start(name, (*COORDINATOR_PROGRAM, "--listen", self.plan.listen))
+        address = self._address(self._running[name])
+        for index in range(self.plan.servers):
+            facts = {"SHOAL_SERVER_INDEX": index, "SHOAL_COORDINATOR": address}
+            self.start(f"server {index}{suffix}", SERVER_PROGRAM, **facts)
+        return address
+
+    def end_job(self, suffix: str = "") -> None:
+        """End the coordinator and the servers that start_job(suffix) started."""
+        names = {COORDINATOR + suffix, *(f"server {index}{suffix}" for index in range(self.plan.servers))}
+        self._end({name: child for name, child in self._running.items() if name in names})
+
+    def check(self) -> None:
+        """Raises JobError when a process has ended that nobody told to."""
+        self._drain()
+        for name, child in self._ended.items():
+            raise JobError(f"{name} (pid {child.pid}) ended{self.why(name)}")
+
+    def why(self, name: str) -> str:
+        """What a process said last."""
+        time.sleep(0.1)  # its output may still be on the way
+        self._drain()
+        child = self._running.get(name) or self._ended.get(name)
+        words = list(child.last_lines) if child is not None else []
+        return f", its last lines: {' | '.join(words)}" if words else ", without a word"
+
+    def _address(self, child: Child) -> str:
+        until = time.monotonic() + self.plan.limits.start_ms / 1000
+        while child not in self._addresses:
+            self.check()
+            if time.monotonic() >= until:
+                raise StartupError(f"{child.name} was not ready after start_ms={self.plan.limits.start_ms}")
+            self._drain(wait_s=0.05)
+        return self._addresses[child]
+
+    def _drain(self, wait_s: float = 0.0) -> None:
+        """Take note of what was said and who ended; waits up to wait_s for the first event."""
+        while True:
+            try:
+                event = self._events.get(timeout=wait_s) if wait_s else self._events.get_nowait()
+            except Empty:
+                return
+            wait_s = 0.0
+            match event:
+                case Line(child, text) if text.startswith(READY):
+                    self._addresses[child] = text.removeprefix(READY).strip()
+                case Exited(child) if self._running.get(child.name) is child:
+                    self._ended[child.name] = self._running.pop(child.name)
+
+    def _end(self, children: dict[str, Child]) -> None:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for child in children.values():
+                child.signal(number)
+            until = time.monotonic() + GRACE_SECONDS
+            while children.keys() & self._running.keys() and time.monotonic() < until:
+                self._drain(wait_s=0.05)
+        for name in children:
+            self._ended.pop(name, None)
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._end(dict(self._running))
+        finally:
+            for child in self._running.values():
+                child.signal(signal.SIGKILL)
