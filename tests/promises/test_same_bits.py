@@ -1,0 +1,51 @@
+"""Sync with the same workers gives the same bits, on any number of servers, whatever carries the frames."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from shoal.optim import LAMB, SGD, AdamW, Rule
+from shoal.placement import owned
+
+from .cluster import BAD_NETWORK, SLOW_NETWORK, Setting, table, train
+
+WORKERS, CLOCKS = 3, 8
+
+RULES: dict[str, tuple[Rule, ...]] = {
+    "sgd": (SGD(lr=0.1, momentum=0.9, nesterov=True, clip_norm=1.0), SGD(lr=0.1, momentum=0.5, clip_norm=1.0)),
+    "adamw": (AdamW(lr=0.1, weight_decay=0.1, clip_norm=2.0), AdamW(lr=0.1, weight_decay=0.0, clip_norm=2.0)),
+    "lamb": (LAMB(lr=0.1, weight_decay=0.1, clip_norm=1.0),),
+}
+
+PLACES = {
+    "2 servers": Setting(servers=2),
+    "3 servers, tcp": Setting(servers=3, scheme="tcp"),
+    "1 server, tcp, bad network": Setting(servers=1, scheme="tcp", faults=BAD_NETWORK, seed=1),
+    "2 servers, slow network": Setting(servers=2, faults=SLOW_NETWORK, seed=2),
+    "3 servers, tcp, bad network": Setting(servers=3, scheme="tcp", faults=BAD_NETWORK, seed=3),
+    "3 servers, bad network": Setting(servers=3, faults=BAD_NETWORK, seed=4),
+}
+
+
+@cache
+def reference(rule: str) -> bytes:
+    return train(table(RULES[rule]), WORKERS, CLOCKS, Setting())
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("rule", RULES)
+def test_place_and_network_do_not_show_in_the_parameters(rule: str, place: str) -> None:
+    assert train(table(RULES[rule]), WORKERS, CLOCKS, PLACES[place]) == reference(rule)
+
+
+def test_every_server_of_these_jobs_holds_several_blocks() -> None:
+    spec = table(RULES["sgd"])
+    for servers in (1, 2, 3):
+        assert all(len(owned(spec, shard, servers)) > 2 for shard in range(servers))
+
+
+def test_other_gradients_give_other_bits() -> None:
+    """The comparison above can fail: one clock less shows."""
+    assert train(table(RULES["sgd"]), WORKERS, CLOCKS - 1, Setting()) != reference("sgd")
