@@ -29,6 +29,12 @@ def worker_name(worker: int) -> str:
     return f"worker/{worker}"
 
 
+def node_number(name: str) -> int:
+    """The number in a node's name, such as 3 in "worker/3"; -1 if there is none."""
+    number = name.rpartition("/")[2]
+    return int(number) if number.isdecimal() else -1
+
+
 class Value(msgspec.Struct, frozen=True, array_like=True):
     """Base of everything that is compared, hashed and sent."""
 

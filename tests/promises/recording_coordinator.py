@@ -1,6 +1,6 @@
 """A coordinator's process that writes what it commits to the file in RECORD, one JSON line an entry.
 
-    RECORD=log.json recording_coordinator.py --listen tcp://127.0.0.1:0
+RECORD=log.json recording_coordinator.py --listen tcp://127.0.0.1:0
 """
 
 from __future__ import annotations

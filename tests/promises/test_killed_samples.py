@@ -90,9 +90,7 @@ def run_through(workers: Crew, policy: str, deaths: dict[int, list[str]], place:
 
 
 @pytest.mark.parametrize("policy", ["sync", "async"])
-def test_the_launcher_starts_killed_workers_again(
-    policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_launcher_starts_killed_workers_again(policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same, with every process of the job a real one."""
     deaths, results, record = tmp_path / "deaths", tmp_path / "results", tmp_path / "log.json"
     for folder in (deaths, results):

@@ -20,7 +20,7 @@ from shoal.core.membership import COMPUTING, DECLARED, IDLE, JOINED, PARKED, REA
 from shoal.core.saving import Savings
 from shoal.core.status import status
 from shoal.policy import Go, Policy, View
-from shoal.vocabulary import Lease, TableSpec, Weighted, server_name, worker_name
+from shoal.vocabulary import Lease, TableSpec, Weighted, node_number, server_name, worker_name
 from shoal.wire import messages as m
 
 FORMING, RUNNING, STOPPED = "forming", "running", "stopped"
@@ -92,6 +92,10 @@ class Coordinator:
                 return [*self.formation.register(message, now), *self.log.repeat(message.server)]
             case m.Join():
                 return self._join(source, message, now)
+            case m.Created(shard=shard) | m.Applied(shard=shard) | m.Norms(shard=shard) | m.Saved(shard=shard) if (
+                shard not in self.membership.servers
+            ):
+                return []
             case m.Created(shard=shard, version=version):
                 return self._created(shard, version, now)
             case m.Applied(shard=shard, seq=seq):
@@ -104,8 +108,10 @@ class Coordinator:
                 return self.savings.saved(message, self.spec) if self.spec is not None else []
             case m.StatusRequest():
                 return [k.Send(source, status(self, now))]
+            case m.Heartbeat(name=name) if name != source:
+                return []  # its sender has just taken another name
             case m.Heartbeat(name=name) if name.startswith("server/"):
-                server = self.membership.servers.get(int(name.removeprefix("server/")))
+                server = self.membership.servers.get(node_number(name))
                 if server is not None:
                     server.heard_at, server.received, server.sent = now, message.received, message.sent
                 return []
@@ -119,7 +125,7 @@ class Coordinator:
             case m.Ready(contributor=who):
                 worker, incarnation = who.worker, who.incarnation
             case m.Heartbeat(name=name):
-                worker = int(name.removeprefix("worker/"))
+                worker = node_number(name)
         if worker is None:
             return []
         member = self.membership.find(worker, incarnation)
@@ -253,7 +259,7 @@ class Coordinator:
             return [k.Send(name, m.Waiting(member.worker, member.incarnation, self.waiting))]
         if member.state == READY:
             return [k.Send(name, m.Waiting(member.worker, member.incarnation, self.waiting))]
-        if member.state != COMPUTING:
+        if member.state != COMPUTING or who.clock != member.clock:
             return []
         elapsed_ms = max(1, now - member.started_at)
         speed = 1000 * ready.samples / elapsed_ms
@@ -493,11 +499,11 @@ class Coordinator:
 
     def _connection(self, peer: str, broken_at: int | None) -> None:
         """Note when the connection to a member or server broke; None: it is back."""
-        kind, _, number = peer.partition("/")
+        kind, number = peer.partition("/")[0], node_number(peer)
         known: dict[int, Member] | dict[int, Server] = {}
         known = self.membership.members if kind == "worker" else self.membership.servers if kind == "server" else {}
-        if number.isdigit() and int(number) in known:
-            known[int(number)].broken_at = broken_at
+        if number in known:
+            known[number].broken_at = broken_at
 
     # --- time ---------------------------------------------------------------------------------
 

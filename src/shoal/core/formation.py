@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shoal.config import Job
+from shoal.config import Job, Limits
 from shoal.core import machine as k
 from shoal.core.membership import DECLARED, JOINED, Member, Membership, Server
-from shoal.errors import ShoalError
+from shoal.errors import ConfigurationError, ShoalError
+from shoal.optim.registry import rule_for
 from shoal.policy import Policy, from_spec
-from shoal.vocabulary import TableSpec, server_name, worker_name
+from shoal.vocabulary import ITEM_BYTES, TableSpec, server_name, worker_name
 from shoal.wire import messages as m
 
 
@@ -54,6 +55,7 @@ class Formation:
         """The first declaration is the job's table, every other must equal it; returns what is wrong."""
         if self.spec is None:
             try:
+                check(spec, self.job.limits)
                 self.policy = from_spec(spec.policy)
             except ShoalError as error:
                 return str(error)
@@ -94,6 +96,30 @@ class Formation:
         if late:
             return f"workers {late} joined but have not set up their optimizer"
         return "the initial parameters are on their way to the servers"
+
+
+def check(spec: TableSpec, limits: Limits) -> None:
+    """Raises ConfigurationError for a table that no server can hold."""
+    if not spec.tensors:
+        raise ConfigurationError("the table has no parameter: nothing in the model requires a gradient")
+    for tensor in spec.tensors:
+        if tensor.dtype not in ITEM_BYTES:
+            known = ", ".join(ITEM_BYTES)
+            raise ConfigurationError(f"parameter {tensor.name!r} has dtype {tensor.dtype}; servers take {known}")
+        if min(tensor.shape, default=0) < 0:
+            raise ConfigurationError(f"parameter {tensor.name!r} has shape {tensor.shape}, which no tensor can have")
+        if not 0 <= tensor.group < len(spec.groups):
+            raise ConfigurationError(f"parameter {tensor.name!r} is in group {tensor.group} of {len(spec.groups)}")
+    largest = min(spec.block_elements_max, max(tensor.elements for tensor in spec.tensors)) * max(ITEM_BYTES.values())
+    if spec.block_elements_max < 1 or largest > limits.payload_bytes_max:
+        raise ConfigurationError(
+            f"block_elements_max={spec.block_elements_max} must be at least 1, and a block at most "
+            f"payload_bytes_max={limits.payload_bytes_max} bytes"
+        )
+    if spec.reduction not in ("mean", "sum"):
+        raise ConfigurationError(f"reduction={spec.reduction!r}; known: mean, sum")
+    for settings in spec.groups:
+        rule_for(spec.rule, settings)
 
 
 def _difference(known: TableSpec, other: TableSpec) -> str:

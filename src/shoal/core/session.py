@@ -94,6 +94,7 @@ WAITS_FOR = {  # what a deadline error says of each parked state
     "snapshot": "the snapshot to be written",
     "leave": "leave to go",
 }
+FORMING = ("join", "declare", "start")  # parked in one of these, a worker does not compute yet
 
 
 @dataclass
@@ -270,7 +271,8 @@ class Session:
             case m.Refused(what=what, reason=reason):
                 return self._fail("RefusedError", f"{source} refused {what}: {reason}")
             case m.Stop(reason=reason):
-                return self._fail("JobError", reason or "the job was ended")
+                forming = self.version == 0 and self.parked in FORMING
+                return self._fail("StartupError" if forming else "JobError", reason or "the job was ended")
             case m.Moved(incarnation=incarnation, asked=asked) if incarnation == self.incarnation:
                 stale = asked == self.arriving and self.parked in ("start", "step", "lease")
                 refresh = m.Refresh(self.worker, self.incarnation, asked)
@@ -468,7 +470,7 @@ class Session:
         return min(backoff_ms * 2, self.limits.resend_ms * 8)
 
     def _patience_ms(self) -> int:
-        forming = self.parked in ("join", "declare", "start")
+        forming = self.parked in FORMING
         return self.limits.start_ms + self.limits.connect_ms if forming else self.limits.wait_ms
 
     def _overdue(self, now: int) -> str:

@@ -24,6 +24,7 @@ from shoal.errors import ProtocolError, RefusedError, ShoalError, StartupError
 from shoal.transport import Connection, Listener, Wrap, unwrapped
 from shoal.wire import messages as m
 from shoal.wire.framing import Buffer
+from shoal.wire.speaker import ANYONE, speaker
 
 REDIAL_SECONDS = 0.05
 
@@ -233,6 +234,9 @@ class Node(ABC):
     def received(self, connection: Connection, message: m.Message, delivered: bool) -> None:
         peer = self._links.setdefault(connection, Peer(connection))
         if peer.name and self.peers.get(peer.name) is peer:
+            rightful = speaker(message)
+            if rightful not in (ANYONE, peer.name):
+                raise ProtocolError(f"{peer.name} sent {type(message).__name__}, which only {rightful} may send")
             self.take(peer.name, message, delivered)
             return
         match message:

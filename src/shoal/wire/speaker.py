@@ -1,0 +1,68 @@
+"""Who alone may say what: a node takes a message from no one but the node that it speaks for.
+
+So a peer that is confused, or of ill will, can spoil its own part and nobody else's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from shoal.vocabulary import COORDINATOR, server_name, worker_name
+from shoal.wire import messages as m
+
+ANYONE = ""
+
+
+def speaker(message: m.Message) -> str:
+    """The name of the node that this message must come from; ANYONE if that does not matter."""
+    return _SPEAKERS[type(message)](message)
+
+
+def _anyone(_: m.Message) -> str:
+    return ANYONE
+
+
+def _coordinator(_: m.Message) -> str:
+    return COORDINATOR
+
+
+def _shard(message: m.Staged | m.Parameters | m.Moved | m.Created | m.Applied | m.Norms | m.Saved) -> str:
+    return server_name(message.shard)
+
+
+def _contributor(message: m.Stage | m.Ready) -> str:
+    return worker_name(message.contributor.worker)
+
+
+def _worker(
+    message: m.Declare | m.Pull | m.Refresh | m.LeaseRequest | m.SnapshotRequest | m.Leave | m.Report,
+) -> str:
+    return worker_name(message.worker)
+
+
+def _server(message: m.Register) -> str:
+    return server_name(message.server)
+
+
+def _rank(message: m.Join) -> str:
+    return worker_name(message.rank) if message.rank >= 0 else ANYONE
+
+
+_SPEAKERS: dict[type[m.Message], Callable[..., str]] = {
+    # A heartbeat may be on its way while a worker that asked for any rank takes the name it got.
+    **dict.fromkeys((m.Hello, m.Accepted, m.Refused, m.StatusRequest, m.Heartbeat), _anyone),
+    **dict.fromkeys((m.Staged, m.Parameters, m.Moved, m.Created, m.Applied, m.Norms, m.Saved), _shard),
+    **dict.fromkeys((m.Stage, m.Ready), _contributor),
+    **dict.fromkeys(
+        (m.Declare, m.Pull, m.Refresh, m.LeaseRequest, m.SnapshotRequest, m.Leave, m.Report), _worker
+    ),
+    m.Register: _server,
+    m.Join: _rank,
+    **dict.fromkeys(
+        (
+            m.Registered, m.Welcome, m.Create, m.Declared, m.Commit, m.Factors, m.Released, m.Waiting, m.Granted,
+            m.SnapshotDone, m.Left, m.Fenced, m.Stop, m.Status,
+        ),
+        _coordinator,
+    ),
+}  # fmt: skip
