@@ -1,17 +1,19 @@
 """The commit log: one total order of entries for the whole job, and who has applied them.
 
-An entry is kept until every shard has applied it. Rules that need figures over the whole model
+An entry is an update, the seed, or a cut that changes no parameter; each carries the fences that
+are due. It is kept until every shard has applied it. Rules that need figures over the whole model
 (the norm for clipping, LAMB's trust ratios) are measured shard by shard; the log adds them up
 over blocks, so the sum is the same on any number of shards.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from shoal.core import machine as k
 from shoal.optim import phases
-from shoal.vocabulary import TableSpec, server_name
+from shoal.vocabulary import TableSpec, Weighted, server_name
 from shoal.wire import messages as m
 
 RESENT_MAX = 16  # entries repeated to a silent shard at a time
@@ -34,15 +36,48 @@ class CommitLog:
     epoch: int
     shards: int
     version: int = 0  # sequence number of the last entry
+    updated: int = 0  # the last entry that changed parameters
+    fences: list[tuple[int, int]] = field(default_factory=list)  # for the next entry
     entries: dict[int, Entry] = field(default_factory=dict)  # by sequence number, oldest first
     sent_at: int = 0
 
+    def seed(self, ready: m.Ready) -> m.Commit:
+        """The next entry: this contributor's blocks are the initial parameters."""
+        who, seq = ready.contributor, self.version + 1
+        closes, fences = ((who.worker, who.incarnation, 0),), self._due_fences()
+        return m.Commit(self.epoch, seq, "seed", (Weighted(who, 1.0),), closes=closes, fences=fences)
+
+    def update(self, readies: Sequence[m.Ready], reduction: str, samples: tuple[tuple[int, int, int], ...]) -> m.Commit:
+        """The next entry: these contributions, combined, each by its share of the samples."""
+        usable = [ready for ready in readies if not ready.void and ready.samples > 0]
+        total = sum(ready.samples for ready in usable)
+        shares = [1.0 if reduction == "sum" else ready.samples / total for ready in usable]
+        weights = tuple(
+            Weighted(ready.contributor, share * ready.multiplier) for ready, share in zip(usable, shares, strict=True)
+        )
+        # The oldest member's schedule counts: a restarted worker's own may have begun anew.
+        eldest = min(readies, key=lambda ready: ready.contributor.incarnation)
+        closes = tuple((r.contributor.worker, r.contributor.incarnation, r.contributor.clock) for r in readies)
+        seq, fences = self.version + 1, self._due_fences()
+        return m.Commit(self.epoch, seq, "update", weights, eldest.rates, closes, fences, samples=samples)
+
+    def cut(self, closes: tuple[tuple[int, int, int], ...] = (), save: str = "") -> m.Commit:
+        """The next entry: no parameter changes, but there is something to release, close, save or fence."""
+        seq, fences = self.version + 1, self._due_fences()
+        return m.Commit(self.epoch, seq, "cut", closes=closes, fences=fences, save=save)
+
+    def fence(self, worker: int, incarnation: int) -> None:
+        """The next entry shuts this incarnation out."""
+        self.fences.append((worker, incarnation))
+
     def append(self, commit: m.Commit, now: int) -> list[k.Effect]:
-        """Add the entry (its seq and epoch are set here) and send it to every shard."""
+        """Add the next entry and send it to every shard."""
         assert commit.seq == self.version + 1 and commit.epoch == self.epoch
         if not self.entries:
             self.sent_at = now
         self.version = commit.seq
+        if commit.kind != "cut":
+            self.updated = commit.seq
         self.entries[commit.seq] = Entry(commit, set(range(self.shards)))
         return [k.Send(server_name(shard), commit) for shard in range(self.shards)]
 
@@ -85,3 +120,7 @@ class CommitLog:
         sent: list[m.Message] = [entry.commit for entry in missing]
         sent += [factors for entry in missing[:1] for factors in entry.factors.values()]
         return [k.Send(server_name(shard), message) for message in sent]
+
+    def _due_fences(self) -> tuple[tuple[int, int], ...]:
+        fences, self.fences = tuple(self.fences), []
+        return fences

@@ -16,11 +16,12 @@ from shoal.core import machine as k
 from shoal.core.commit_log import CommitLog
 from shoal.core.dispatch import Dispatch
 from shoal.core.formation import Formation
-from shoal.core.membership import COMPUTING, DECLARED, IDLE, JOINED, PARKED, READY, Member, Membership, Server
+from shoal.core.membership import COMPUTING, DECLARED, IDLE, JOINED, PARKED, READY, Member, Membership
+from shoal.core.release import Releases
 from shoal.core.saving import Savings
 from shoal.core.status import status
-from shoal.policy import Go, Policy, View
-from shoal.vocabulary import Lease, TableSpec, Weighted, node_number, server_name, worker_name
+from shoal.policy import Go, Policy
+from shoal.vocabulary import TableSpec, node_number, server_name, worker_name
 from shoal.wire import messages as m
 
 FORMING, RUNNING, STOPPED = "forming", "running", "stopped"
@@ -39,18 +40,16 @@ class Coordinator:
     membership: Membership = field(init=False)
     formation: Formation = field(init=False)
     log: CommitLog = field(init=False)
+    releases: Releases = field(init=False)
     savings: Savings = field(init=False)
-    updated: int = 0  # the last entry that changed parameters
-    fences: list[tuple[int, int]] = field(default_factory=list)  # for the next entry
     started_at: int | None = None
-    empty_at: int | None = None
-    parted: bool = False  # the last worker that went left politely
     waiting: str = ""  # what the job waits for, in words
 
     def __post_init__(self) -> None:
         self.membership = Membership(self.job.limits)
         self.formation = Formation(self.job, self.epoch, self.membership)
         self.log = CommitLog(self.epoch, self.job.servers)
+        self.releases = Releases(self.log, self.membership, self.dispatch)
         self.savings = Savings(self.job.servers)
 
     @property
@@ -74,10 +73,10 @@ class Coordinator:
             case k.Tick():
                 return self._tick(now)
             case k.Lost(peer):
-                self._connection(peer, now)
+                self.membership.connection(peer, now)
                 return []
             case k.Regained(peer):
-                self._connection(peer, None)
+                self.membership.connection(peer, None)
                 return []
             case k.Recorded(version, error):
                 return self.savings.recorded(version, error)
@@ -144,14 +143,13 @@ class Coordinator:
             case m.Ready():
                 return self._ready(member, message, now)
             case m.Refresh():
-                return self._refresh(member, message, now)
+                return self.releases.refresh(member, message, now)
             case m.LeaseRequest():
                 return self._lease_request(member, message, now)
             case m.SnapshotRequest():
                 return self._snapshot(message, now)
             case m.Leave():
-                gone = self._remove(member, f"worker {worker} left", now)
-                self.parted = True
+                gone = self._remove(member, f"worker {worker} left", now, parted=True)
                 return [k.Send(source, m.Left(worker, incarnation)), *gone]
             case m.Report(figures=figures):
                 member.figures.update(figures)
@@ -167,16 +165,13 @@ class Coordinator:
 
     def _join(self, source: str, join: m.Join, now: int) -> list[k.Effect]:
         effects: list[k.Effect] = []
-        member = self.membership.members.get(join.rank)
-        if join.rank < 0:
-            member = next((item for item in self.membership.ordered() if item.nonce == join.nonce), None)
+        member = self.membership.holder(join)
         if member is not None and member.nonce != join.nonce:
             # A second life under the same rank: the first one is over, whatever its connection says.
             effects += self._remove(member, f"worker {member.worker} was started again", now)
             member = None
         if member is None:
             member = self.membership.join(join, now)
-            self.empty_at = None
         member.heard_at, member.broken_at = now, None
         return effects + self.formation.welcome(member, source)
 
@@ -189,25 +184,18 @@ class Coordinator:
         return self._answer_declared(member, now) if self.formation.complete else self.formation.create()
 
     def _created(self, shard: int, version: int, now: int) -> list[k.Effect]:
-        server = self.membership.servers[shard]
-        if server.created:
-            return []
-        server.created, server.version = True, version
-        if not self.formation.complete:
+        if not self.formation.created(shard, version):
             return []
         versions = {item.version for item in self.membership.servers.values()}
         if len(versions) > 1:
             return self._stop(f"the servers loaded snapshots of different versions {sorted(versions)}")
         self.log.version = version
-        declared = [member for member in self.membership.ordered() if member.state == DECLARED]
-        return [effect for member in declared for effect in self._answer_declared(member, now)]
+        return [effect for member in self.formation.declared() for effect in self._answer_declared(member, now)]
 
     def _answer_declared(self, member: Member, now: int) -> list[k.Effect]:
         """Declared, and what follows it: the seed, the start of the job, or admission to a running one."""
         name = worker_name(member.worker)
-        effects: list[k.Effect] = []
-        if self.phase == FORMING:
-            effects = self._form(now)
+        effects = self._form(now) if self.phase == FORMING else []
         declared: k.Effect = k.Send(name, m.Declared(member.worker, member.incarnation, member.seeder))
         if self.phase == RUNNING and member.state == DECLARED:
             return [declared, *effects, *self._admit([member], now)]
@@ -216,16 +204,10 @@ class Coordinator:
 
     def _form(self, now: int) -> list[k.Effect]:
         """Pick who seeds once all are here; a job from a snapshot starts at once."""
-        declared = [member for member in self.membership.ordered() if member.state == DECLARED]
+        declared = self.formation.declared()
         if len(declared) < self.job.workers:
             return []
-        if self.log.version > 0:
-            return self._begin(declared, now)
-        if not any(member.seeder for member in declared):
-            seeder = declared[0]
-            seeder.seeder = True
-            return [k.Send(worker_name(seeder.worker), m.Declared(seeder.worker, seeder.incarnation, True))]
-        return []
+        return self._begin(declared, now) if self.log.version > 0 else self.formation.appoint()
 
     def _begin(self, members: list[Member], now: int) -> list[k.Effect]:
         self.phase, self.clock = RUNNING, self.clock_at_start + 1
@@ -236,7 +218,7 @@ class Coordinator:
         clock = self._joining_clock()
         for member in members:
             member.clock = clock
-        return self._append(self._entry("cut"), members, now, finished=0)
+        return self.releases.append(self.log.cut(), members, now, finished=0)
 
     def _joining_clock(self) -> int:
         """Where a worker starts or goes on that has no clock of its own yet."""
@@ -249,22 +231,14 @@ class Coordinator:
     # --- deciding -----------------------------------------------------------------------------
 
     def _ready(self, member: Member, ready: m.Ready, now: int) -> list[k.Effect]:
-        who, name = ready.contributor, worker_name(member.worker)
+        clock = ready.contributor.clock
         if self.phase == FORMING:
-            return self._seeded(member, ready, now) if member.seeder else []
-        if who.clock < member.clock or member.state == PARKED:
-            released = member.released
-            if released is not None and released.clock == who.clock and member.state != PARKED:
-                return [k.Send(name, released)]
-            return [k.Send(name, m.Waiting(member.worker, member.incarnation, self.waiting))]
-        if member.state == READY:
-            return [k.Send(name, m.Waiting(member.worker, member.incarnation, self.waiting))]
-        if member.state != COMPUTING or who.clock != member.clock:
+            return self._seeded(ready, now) if member.seeder else []
+        if clock < member.clock or member.state in (READY, PARKED):
+            return self.releases.again(member, clock, self.waiting)
+        if member.state != COMPUTING or clock != member.clock:
             return []
-        elapsed_ms = max(1, now - member.started_at)
-        speed = 1000 * ready.samples / elapsed_ms
-        member.speed = speed if member.speed == 0 else (member.speed + speed) / 2
-        member.own_data = not ready.leases
+        member.computed(ready, now)
         assert self.policy is not None
         if self.policy.lockstep and member.clock < self.clock:
             return self._drop(member, now)
@@ -275,58 +249,39 @@ class Coordinator:
         member.ready, member.state = ready, READY
         return self._decide(now)
 
-    def _seeded(self, member: Member, ready: m.Ready, now: int) -> list[k.Effect]:
+    def _seeded(self, ready: m.Ready, now: int) -> list[k.Effect]:
         """The initial parameters are staged: the first entry of the log."""
         self.phase, self.clock = RUNNING, 1
-        declared = [item for item in self.membership.ordered() if item.state == DECLARED]
+        declared = self.formation.declared()
         for item in declared:
             item.clock = self.clock
-        entry = self._entry(
-            "seed",
-            contributors=(Weighted(ready.contributor, 1.0),),
-            closes=((member.worker, member.incarnation, 0),),
-        )
         begin = k.Log(f"{len(declared)} workers begin at clock 1")
-        return [begin, *self._append(entry, declared, now, finished=0)]
+        return [begin, *self.releases.append(self.log.seed(ready), declared, now, finished=0)]
 
     def _drop(self, member: Member, now: int) -> list[k.Effect]:
         """Too late for its commit (quorum): the samples were freed then; go on at the open clock."""
         assert member.ready is None
         closes = ((member.worker, member.incarnation, member.clock),)
         late, member.clock = member.clock, self.clock
-        return self._append(self._entry("cut", closes=closes), [member], now, finished=late, committed=False)
-
-    def _view(self) -> View:
-        busy = {member.worker: member.clock for member in self.membership.members.values() if member.busy}
-        ready = frozenset(member.worker for member in self.membership.members.values() if member.state == READY)
-        return View(busy, ready)
+        return self.releases.append(self.log.cut(closes), [member], now, finished=late, committed=False)
 
     def _decide(self, now: int) -> list[k.Effect]:
         """Commit what the policy lets, then let go on whom it lets."""
         if self.phase != RUNNING or self.policy is None:
             return []
         effects: list[k.Effect] = []
-        while isinstance(verdict := self.policy.commit(self._view()), Go):
+        while isinstance(verdict := self.policy.commit(self.membership.view()), Go):
             effects += self._commit([self.membership.members[worker] for worker in verdict.workers], now)
         self.waiting = verdict.reason
         readers = self._readers()
         if readers:
-            effects += self._append(self._entry("cut"), readers, now)
+            effects += self.releases.append(self.log.cut(), readers, now)
         return effects + self._answer_leases(now)
 
     def _commit(self, contributors: list[Member], now: int) -> list[k.Effect]:
         """One entry: these members' contributions, combined."""
         assert self.spec is not None and self.policy is not None
         readies = [member.ready for member in contributors if member.ready is not None]
-        usable = [ready for ready in readies if not ready.void and ready.samples > 0]
-        total = sum(ready.samples for ready in usable)
-        shares = [1.0 if self.spec.reduction == "sum" else ready.samples / total for ready in usable]
-        weights = tuple(
-            Weighted(ready.contributor, share * ready.multiplier) for ready, share in zip(usable, shares, strict=True)
-        )
-        # The oldest member's schedule counts: a restarted worker's own may have begun anew.
-        eldest = min(readies, key=lambda ready: ready.contributor.incarnation)
-        closes = tuple((r.contributor.worker, r.contributor.incarnation, r.contributor.clock) for r in readies)
         samples: list[tuple[int, int, int]] = []
         for member, ready in zip(contributors, readies, strict=True):
             samples += self.dispatch.settle(member, ready)
@@ -338,13 +293,14 @@ class Coordinator:
             for member in self.membership.members.values():
                 if member.state == COMPUTING and member.clock < self.clock:
                     self.dispatch.take_back(member)  # too late for this commit: someone else will do them
-        entry = self._entry("update", contributors=weights, rates=eldest.rates, closes=closes, samples=tuple(samples))
-        return self._append(entry, self._readers() + self._finishers(), now)
+        entry = self.log.update(readies, self.spec.reduction, tuple(samples))
+        finishers = self.dispatch.finishers(self.membership.ordered())
+        return self.releases.append(entry, self._readers() + finishers, now)
 
     def _readers(self) -> list[Member]:
         """Parked members that the policy lets go on."""
         assert self.policy is not None
-        view = self._view()
+        view = self.membership.view()
         readers: list[Member] = []
         for member in self.membership.ordered():
             if member.state != PARKED:
@@ -356,121 +312,25 @@ class Coordinator:
                 self.waiting = verdict.reason
         return readers
 
-    def _finishers(self) -> list[Member]:
-        """Idle members that end the data epoch with this entry: they end it with its parameters."""
-        ledger = self.dispatch.ledger
-        if ledger is None or not ledger.done:
-            return []
-        return [
-            member
-            for member in self.membership.ordered()
-            if member.state == IDLE and member.request is not None and member.request.epoch <= ledger.epoch
-        ]
-
-    # --- the log ------------------------------------------------------------------------------
-
-    def _entry(self, kind: str, **fields: object) -> m.Commit:
-        """The next entry of the log, with the fences that are due."""
-        fences, self.fences = tuple(self.fences), []
-        return m.Commit(self.epoch, self.log.version + 1, kind, fences=fences, **fields)  # type: ignore[arg-type]
-
-    def _append(
-        self, entry: m.Commit, readers: list[Member], now: int, finished: int | None = None, committed: bool = True
-    ) -> list[k.Effect]:
-        """Append an entry that pushes its version to `readers`, and tell them to go on.
-
-        finished: the clock that is settled by this, where it is not the one before the reader's own.
-        """
-        readers = sorted(readers, key=lambda member: member.worker)
-        release = tuple((member.worker, member.incarnation) for member in readers)
-        effects = self.log.append(msgspec.structs.replace(entry, release=release), now)
-        if entry.kind != "cut":
-            self.updated = entry.seq
-        for member in readers:
-            member.version = entry.seq
-            if member.state == IDLE:
-                continue  # its answer is Granted
-            before = member.clock - 1 if finished is None else finished
-            member.state, member.started_at = COMPUTING, now
-            lease = self.dispatch.attach(member, self.membership.ordered())
-            member.released = m.Released(
-                member.worker,
-                member.incarnation,
-                before,
-                member.clock,
-                entry.seq,
-                committed and not member.dropped,
-                lease,
-            )
-            member.dropped = False
-            effects.append(k.Send(worker_name(member.worker), member.released))
-        return effects
-
-    def _refresh(self, member: Member, refresh: m.Refresh, now: int) -> list[k.Effect]:
-        """The version this member was to get is gone on some shard: cut a new one for it."""
-        if refresh.version >= member.version:
-            entry = self._entry("cut", release=((member.worker, member.incarnation),))
-            member.version = entry.seq
-            if member.released is not None:
-                member.released = msgspec.structs.replace(member.released, version=entry.seq)
-            if member.granted is not None:
-                member.granted = msgspec.structs.replace(member.granted, version=entry.seq)
-            effects = self.log.append(entry, now)
-        else:
-            effects = []  # it was cut already, and the word of it was lost
-        answers = [answer for answer in (member.released, member.granted) if answer is not None]
-        return effects + [k.Send(worker_name(member.worker), answer) for answer in answers]
-
     # --- samples ------------------------------------------------------------------------------
 
     def _lease_request(self, member: Member, request: m.LeaseRequest, now: int) -> list[k.Effect]:
-        name = worker_name(member.worker)
-        granted = member.granted
-        if granted is not None and (granted.epoch, granted.number) == (request.epoch, request.number):
-            return [k.Send(name, granted)]
-        if member.request is not None and request.number < member.request.number:
-            return []  # repeated, and overtaken by the worker's next request
-        if member.state == IDLE:
-            return [k.Send(name, m.Waiting(member.worker, member.incarnation, self.waiting))]
-        if member.state != COMPUTING:
-            return []
-        wrong = self.dispatch.open(request.dataset)
-        if wrong:
-            return [k.Send(name, m.Refused("LeaseRequest", wrong))]
-        ledger = self.dispatch.ledger
-        assert ledger is not None
-        member.request, member.leasing, member.granted = request, True, None
-        more = self.dispatch.more(member, self.membership.ordered())
-        if more is not None:
-            return self._grant(member, more)
-        if request.epoch > ledger.epoch and not ledger.done:
-            self.dispatch.take_back(member)  # it broke off the data epoch
-        member.state = IDLE
-        return self._decide(now)
+        answer = self.dispatch.ask(member, request, self.membership.ordered(), self.waiting)
+        return self._decide(now) if answer is None else answer
 
     def _answer_leases(self, now: int) -> list[k.Effect]:
         """Let idle members go on: with samples, or to the end of their data epoch."""
         assert self.policy is not None
         effects: list[k.Effect] = []
         while answers := self.dispatch.next_answers(self.membership.ordered(), self.policy.lockstep, self.clock):
-            stale = [member for member, _ in answers if member.version < self.updated]
+            stale = [member for member, _ in answers if member.version < self.log.updated]
             if stale:
-                effects += self._append(self._entry("cut"), stale, now)
+                effects += self.releases.append(self.log.cut(), stale, now)
             for member, lease in answers:
                 member.clock = max(member.clock, self._joining_clock())
                 member.state, member.started_at = COMPUTING, now
-                effects += self._grant(member, lease)
+                effects += self.dispatch.answer(member, lease)
         return effects
-
-    def _grant(self, member: Member, lease: Lease | None) -> list[k.Effect]:
-        assert member.request is not None
-        epoch, number = member.request.epoch, member.request.number
-        if lease is None:
-            member.ended = max(member.ended, epoch)
-        member.granted = m.Granted(
-            member.worker, member.incarnation, epoch, number, lease, member.clock, member.version
-        )
-        return [k.Send(worker_name(member.worker), member.granted)]
 
     # --- snapshots, leaving, dying --------------------------------------------------------------
 
@@ -480,30 +340,19 @@ class Coordinator:
         again = self.savings.again(request)
         if again is not None:
             return again
-        entry = self._entry("cut", save=request.path)
+        entry = self.log.cut(save=request.path)
         self.savings.begin(request, entry, self.clock - 1)  # the clocks that are over: a resumed job begins at the next
         return self.log.append(entry, now)
 
-    def _remove(self, member: Member, why: str, now: int) -> list[k.Effect]:
+    def _remove(self, member: Member, why: str, now: int, parted: bool = False) -> list[k.Effect]:
         """The member is gone: its samples are free, its incarnation is fenced, the rest go on."""
-        del self.membership.members[member.worker]
-        self.parted = False
+        self.membership.remove(member, now, parted)
         self.dispatch.take_back(member)
-        self.fences.append((member.worker, member.incarnation))
-        if not self.membership.members:
-            self.empty_at = now
+        self.log.fence(member.worker, member.incarnation)
         effects: list[k.Effect] = [k.Log(why)]
         if self.phase == RUNNING:
-            effects += self._append(self._entry("cut"), [], now) + self._decide(now)
+            effects += self.releases.append(self.log.cut(), [], now) + self._decide(now)
         return effects
-
-    def _connection(self, peer: str, broken_at: int | None) -> None:
-        """Note when the connection to a member or server broke; None: it is back."""
-        kind, number = peer.partition("/")[0], node_number(peer)
-        known: dict[int, Member] | dict[int, Server] = {}
-        known = self.membership.members if kind == "worker" else self.membership.servers if kind == "server" else {}
-        if number in known:
-            known[number].broken_at = broken_at
 
     # --- time ---------------------------------------------------------------------------------
 
@@ -520,8 +369,9 @@ class Coordinator:
                 f"server {server.index} ({server.address}, process {server.pid}) died at version {server.version}; "
                 f"without replicas its parameters are gone: resume the job from its last snapshot"
             )
-        if self.phase == RUNNING and self.empty_at is not None and now - self.empty_at >= limits.empty_ms:
-            if self.parted:
+        empty_at = self.membership.empty_at
+        if self.phase == RUNNING and empty_at is not None and now - empty_at >= limits.empty_ms:
+            if self.membership.parted:
                 return self._stop("")  # the last one left politely: the job is over
             return self._stop(f"job {self.job.name} had no worker for {limits.empty_ms / 1000:g} s")
         effects: list[k.Effect] = []

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shoal.core import machine as k
 from shoal.core.membership import COMPUTING, IDLE, Member
 from shoal.ledger import Ledger
-from shoal.vocabulary import Dataset, Lease
+from shoal.vocabulary import Dataset, Lease, worker_name
 from shoal.wire import messages as m
 
 EVEN_SHARE = 0.8  # a worker at least this fast, of the fastest, takes whole batches
@@ -34,6 +35,44 @@ class Dispatch:
                 f"opened alike by every worker (use a plain DataLoader for validation)"
             )
         return ""
+
+    def ask(
+        self, member: Member, request: m.LeaseRequest, members: Sequence[Member], waiting: str
+    ) -> list[k.Effect] | None:
+        """What a member that asks for samples is told at once; None: it is idle now, until next_answers has it."""
+        name = worker_name(member.worker)
+        granted = member.granted
+        if granted is not None and (granted.epoch, granted.number) == (request.epoch, request.number):
+            return [k.Send(name, granted)]
+        if member.request is not None and request.number < member.request.number:
+            return []  # repeated, and overtaken by the worker's next request
+        if member.state == IDLE:
+            return [k.Send(name, m.Waiting(member.worker, member.incarnation, waiting))]
+        if member.state != COMPUTING:
+            return []
+        wrong = self.open(request.dataset)
+        if wrong:
+            return [k.Send(name, m.Refused("LeaseRequest", wrong))]
+        assert self.ledger is not None
+        member.request, member.leasing, member.granted = request, True, None
+        more = self._more(member, members)
+        if more is not None:
+            return self.answer(member, more)
+        if request.epoch > self.ledger.epoch and not self.ledger.done:
+            self.take_back(member)  # it broke off the data epoch
+        member.state = IDLE
+        return None
+
+    def answer(self, member: Member, lease: Lease | None) -> list[k.Effect]:
+        """Tell a member what it asked for: its lease, or (None) that its data epoch is over."""
+        assert member.request is not None
+        epoch, number = member.request.epoch, member.request.number
+        if lease is None:
+            member.ended = max(member.ended, epoch)
+        member.granted = m.Granted(
+            member.worker, member.incarnation, epoch, number, lease, member.clock, member.version
+        )
+        return [k.Send(worker_name(member.worker), member.granted)]
 
     def attach(self, member: Member, members: Sequence[Member]) -> Lease | None:
         """The lease that rides along when a member that takes its samples here is released."""
@@ -60,6 +99,12 @@ class Dispatch:
         if self.ledger is not None:
             self.ledger.take_back(member.worker)
 
+    def finishers(self, members: Sequence[Member]) -> list[Member]:
+        """Idle members that end the data epoch with this entry: they end it with its parameters."""
+        if self.ledger is None or not self.ledger.done:
+            return []
+        return [member for member in members if member.state == IDLE and _epoch(member) <= self.ledger.epoch]
+
     def next_answers(self, members: Sequence[Member], lockstep: bool, clock: int) -> list[tuple[Member, Lease | None]]:
         """Requests of idle members that can be answered now, in worker order."""
         idle = [member for member in members if member.state == IDLE]
@@ -85,7 +130,7 @@ class Dispatch:
         answers = [(member, self._grant(member, members)) for member in wanting]
         return [(member, lease) for member, lease in answers if lease is not None]
 
-    def more(self, member: Member, members: Sequence[Member]) -> Lease | None:
+    def _more(self, member: Member, members: Sequence[Member]) -> Lease | None:
         """Another lease for a member that has not finished its clock (gradient accumulation)."""
         assert self.ledger is not None
         if _epoch(member) != self.ledger.epoch or not member.leases:

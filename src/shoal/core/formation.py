@@ -62,11 +62,32 @@ class Formation:
             self.spec = spec
         return "" if spec == self.spec else _difference(self.spec, spec)
 
+    def declared(self) -> list[Member]:
+        """Members that have declared the table and have no parameters yet."""
+        return [member for member in self.membership.ordered() if member.state == DECLARED]
+
+    def appoint(self) -> list[k.Effect]:
+        """Have one worker push the initial parameters, unless one does so already."""
+        declared = self.declared()
+        if any(member.seeder for member in declared):
+            return []
+        seeder = declared[0]
+        seeder.seeder = True
+        return [k.Send(worker_name(seeder.worker), m.Declared(seeder.worker, seeder.incarnation, True))]
+
     @property
     def complete(self) -> bool:
         """The table exists on every server."""
         servers = self.membership.servers
         return len(servers) == self.job.servers and all(server.created for server in servers.values())
+
+    def created(self, shard: int, version: int) -> bool:
+        """A server has created the table; returns whether that completes it."""
+        server = self.membership.servers[shard]
+        if server.created:
+            return False
+        server.created, server.version = True, version
+        return self.complete
 
     def create(self) -> list[k.Effect]:
         """Tell the servers that have not yet created the table."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from shoal.config import Limits
-from shoal.vocabulary import Lease
+from shoal.policy import View
+from shoal.vocabulary import Lease, node_number
 from shoal.wire import messages as m
 
 # The life of a member, in order:
@@ -56,6 +57,12 @@ class Member:
         """Whether policies count this worker."""
         return self.state in (COMPUTING, READY, PARKED)
 
+    def computed(self, ready: m.Ready, now: int) -> None:
+        """Learn from the clock it has just finished: how fast it is, and where its samples come from."""
+        speed = 1000 * ready.samples / max(1, now - self.started_at)
+        self.speed = speed if self.speed == 0 else (self.speed + speed) / 2
+        self.own_data = not ready.leases
+
 
 @dataclass
 class Server:
@@ -81,6 +88,14 @@ class Membership:
     members: dict[int, Member] = field(default_factory=dict)
     incarnations: int = 0
     joined_ever: int = 0
+    empty_at: int | None = None  # when the last member went
+    parted: bool = False  # it left politely
+
+    def holder(self, join: m.Join) -> Member | None:
+        """Who has the place that is asked for: the rank, or for any rank (-1) the one given to this process."""
+        if join.rank >= 0:
+            return self.members.get(join.rank)
+        return next((member for member in self.ordered() if member.nonce == join.nonce), None)
 
     def join(self, join: m.Join, now: int) -> Member:
         """A new member under the rank it asks for (-1: the lowest free one)."""
@@ -91,7 +106,15 @@ class Membership:
         self.incarnations += 1
         self.joined_ever += 1
         self.members[worker] = member
+        self.empty_at = None
         return member
+
+    def remove(self, member: Member, now: int, parted: bool) -> None:
+        """The member is gone; parted: it said so."""
+        del self.members[member.worker]
+        self.parted = parted
+        if not self.members:
+            self.empty_at = now
 
     def find(self, worker: int, incarnation: int) -> Member | None:
         """The member, unless this incarnation is not (or no longer) alive."""
@@ -100,6 +123,19 @@ class Membership:
 
     def ordered(self) -> list[Member]:
         return [self.members[worker] for worker in sorted(self.members)]
+
+    def view(self) -> View:
+        """What policies may know."""
+        clocks = {member.worker: member.clock for member in self.members.values() if member.busy}
+        return View(clocks, frozenset(member.worker for member in self.members.values() if member.state == READY))
+
+    def connection(self, peer: str, broken_at: int | None) -> None:
+        """Note when the connection to a member or server broke; None: it is back."""
+        kind, number = peer.partition("/")[0], node_number(peer)
+        known: dict[int, Member] | dict[int, Server] = {}
+        known = self.members if kind == "worker" else self.servers if kind == "server" else {}
+        if number in known:
+            known[number].broken_at = broken_at
 
     def dead(self, now: int) -> list[tuple[Member, str]]:
         """Members past their lease or grace, each with the reason in words."""

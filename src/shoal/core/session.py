@@ -3,7 +3,7 @@
 What it promises the training thread: each contribution is staged completely before it is made
 ready; parameters are handed over only as one version, complete; whatever is lost on the way is
 asked for again, and every wait ends by its deadline with a reason. One command is under way at a
-time (Push and Report apart); `parked` says which.
+time (Push, Restart and Tell apart, which wait for nothing); `parked` says which.
 """
 
 from __future__ import annotations
@@ -13,77 +13,16 @@ from dataclasses import dataclass, field
 
 from shoal.config import Limits
 from shoal.core import machine as k
+from shoal.core.arrival import Arrival
+from shoal.core.backoff import Backoff
+from shoal.core.commands import Await, Begin, Declare, Finish, Leave, Push, Restart, Snapshot, Take, Tell
+from shoal.core.courier import Courier
 from shoal.placement import cut, owned
 from shoal.vocabulary import COORDINATOR, ITEM_BYTES, Contributor, Dataset, Lease, TableSpec, server_name
 from shoal.wire import messages as m
 
-# --- commands of the training thread ------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Begin:
-    """Join the job. rank -1: any. nonce: a fresh random number for every life of the process."""
-
-    rank: int
-    nonce: int
-    pid: int
-
-
-@dataclass(frozen=True)
-class Declare:
-    spec: TableSpec
-
-
-@dataclass(frozen=True)
-class Await:
-    """Wait for the initial parameters (after Seeding, and after pushing the seed if asked to)."""
-
-
-@dataclass(frozen=True)
-class Push:
-    """These blocks' gradients are computed and will not change until the step is over."""
-
-    blocks: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Restart:
-    """Forget what was pushed for this clock; everything will be pushed again as a new attempt."""
-
-
-@dataclass(frozen=True)
-class Finish:
-    """Everything of this clock is pushed: make it ready, and wait for fresh parameters."""
-
-    samples: int
-    leases: tuple[int, ...]
-    rates: tuple[float, ...]
-    multiplier: float = 1.0
-    void: bool = False
-
-
-@dataclass(frozen=True)
-class Take:
-    """Wait for the next lease of data epoch `epoch`."""
-
-    dataset: Dataset
-    epoch: int
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    path: str
-
-
-@dataclass(frozen=True)
-class Tell:
-    figures: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Leave:
-    pass
-
+# What drivers need: the session, and all that it can be told to do.
+__all__ = ["Await", "Begin", "Declare", "Finish", "Leave", "Push", "Restart", "Session", "Snapshot", "Take", "Tell"]
 
 WAITS_FOR = {  # what a deadline error says of each parked state
     "join": "a place in the job",
@@ -95,17 +34,7 @@ WAITS_FOR = {  # what a deadline error says of each parked state
     "leave": "leave to go",
 }
 FORMING = ("join", "declare", "start")  # parked in one of these, a worker does not compute yet
-
-
-@dataclass
-class Courier:
-    """Blocks pushed to one server and not yet acknowledged."""
-
-    gathered: list[int] = field(default_factory=list)  # waiting to fill a frame
-    gathered_bytes: int = 0
-    unacknowledged: set[int] = field(default_factory=set)
-    quiet_since: int = 0
-    backoff_ms: int = 0
+RECEIVING = ("start", "step", "lease")  # parked in one of these, the bound memory may be written
 
 
 @dataclass
@@ -130,18 +59,19 @@ class Session:
     number: int = 0  # leases asked for
     data_epoch: int = 0
     snapshots: int = 0  # asked for
-    arriving: int = 0  # the version whose blocks are arriving
-    arrived: set[int] = field(default_factory=set)
-    couriers: list[Courier] = field(default_factory=list)
-    server_of: list[int] = field(default_factory=list)  # block -> server
+    arrival: Arrival = field(default_factory=Arrival)
+    couriers: list[Courier] = field(default_factory=list)  # by server
+    courier_of: dict[int, Courier] = field(default_factory=dict)  # by block
+    asking: Backoff = field(init=False)  # the request, while it is not answered
+    pulling: Backoff = field(init=False)  # parameters, while none arrive
     parked_at: int = 0
-    asked_at: int = 0
-    backoff_ms: int = 0
-    progress_at: int = 0  # when parameters last arrived
-    pull_backoff_ms: int = 0
     beat_at: int = 0
     reason: str = ""  # the coordinator's last word on what it waits for
     dead: bool = False
+
+    def __post_init__(self) -> None:
+        self.asking = Backoff(self.limits.resend_ms)
+        self.pulling = Backoff(self.limits.resend_ms)
 
     def step(self, event: object, now: int) -> list[k.Effect]:
         """Take one command or event; return what is to be done about it."""
@@ -157,13 +87,18 @@ class Session:
             case k.Lost():
                 return []  # the driver dials again; Regained follows
             case Push(blocks):
-                return self._push(blocks, now)
+                who = self._identity()
+                return [effect for block in blocks for effect in self.courier_of[block].push(block, who, now)]
             case Restart():
-                return self._restart()
+                self.attempt += 1
+                for courier in self.couriers:
+                    courier.forget()
+                return []
             case Finish():
                 self.finish = event
                 self._park("step", now)
-                return self._flush(now) + self._make_ready(now)
+                rest = [effect for courier in self.couriers for effect in courier.flush(self._identity(), now)]
+                return rest + self._make_ready(now)
             case Take(dataset, epoch):
                 return self._take(dataset, epoch, now)
             case Begin(rank, nonce, pid):
@@ -189,60 +124,28 @@ class Session:
     def admits(self, parameters: m.Parameters) -> bool:
         """Whether these blocks may land in the bound memory: only while the training thread waits."""
         return (
-            self.parked in ("start", "step", "lease")
+            self.parked in RECEIVING
             and parameters.incarnation == self.incarnation
             and parameters.version > self.version
-            and parameters.version >= self.arriving
-            and not (parameters.version == self.arriving and self.arrived.issuperset(parameters.blocks))
+            and self.arrival.lacks(parameters.version, parameters.blocks)
         )
 
     # --- commands -----------------------------------------------------------------------------
 
     def _park(self, state: str, now: int) -> None:
-        self.parked, self.parked_at, self.progress_at = state, now, now
-        self.pull_backoff_ms, self.reason = self.limits.resend_ms, ""
+        self.parked, self.parked_at, self.reason = state, now, ""
+        self.pulling.start(now)
 
     def _ask(self, state: str, request: m.Message, now: int) -> list[k.Effect]:
         """Send a request to the coordinator, and again until it is answered."""
         if state:
             self._park(state, now)
-        self.request, self.asked_at, self.backoff_ms = request, now, self.limits.resend_ms
+        self.request = request
+        self.asking.start(now)
         return [k.Send(COORDINATOR, request)]
 
     def _identity(self) -> Contributor:
         return Contributor(self.worker, self.incarnation, self.clock, self.attempt)
-
-    def _push(self, blocks: tuple[int, ...], now: int) -> list[k.Effect]:
-        assert self.spec is not None
-        effects: list[k.Effect] = []
-        every = cut(self.spec)
-        for index in blocks:
-            courier = self.couriers[self.server_of[index]]
-            courier.gathered.append(index)
-            courier.gathered_bytes += every[index].elements * ITEM_BYTES[self.spec.tensors[every[index].tensor].dtype]
-            if courier.gathered_bytes >= self.limits.frame_bytes_target:
-                effects += self._post(self.server_of[index], now)
-        return effects
-
-    def _flush(self, now: int) -> list[k.Effect]:
-        return [effect for server in range(len(self.couriers)) for effect in self._post(server, now)]
-
-    def _post(self, server: int, now: int) -> list[k.Effect]:
-        """Send what is gathered for a server as one frame."""
-        courier = self.couriers[server]
-        if not courier.gathered:
-            return []
-        if not courier.unacknowledged:
-            courier.quiet_since, courier.backoff_ms = now, self.limits.resend_ms
-        blocks = tuple(courier.gathered)
-        courier.unacknowledged.update(blocks)
-        courier.gathered, courier.gathered_bytes = [], 0
-        return [k.Send(server_name(server), m.Stage(self._identity(), blocks))]
-
-    def _restart(self) -> list[k.Effect]:
-        self.attempt += 1
-        self.couriers = [Courier() for _ in self.servers]
-        return []
 
     def _take(self, dataset: Dataset, epoch: int, now: int) -> list[k.Effect]:
         self.data_epoch = epoch
@@ -260,9 +163,7 @@ class Session:
         match message:
             case m.Staged(contributor=who, shard=shard, blocks=blocks):
                 if who == self._identity() and shard < len(self.couriers):
-                    courier = self.couriers[shard]
-                    courier.unacknowledged.difference_update(blocks)
-                    courier.quiet_since, courier.backoff_ms = now, self.limits.resend_ms
+                    self.couriers[shard].acknowledged(blocks, now)
                 return self._make_ready(now)
             case m.Parameters():
                 return self._parameters(message, now)
@@ -274,7 +175,7 @@ class Session:
                 forming = self.version == 0 and self.parked in FORMING
                 return self._fail("StartupError" if forming else "JobError", reason or "the job was ended")
             case m.Moved(incarnation=incarnation, asked=asked) if incarnation == self.incarnation:
-                stale = asked == self.arriving and self.parked in ("start", "step", "lease")
+                stale = asked == self.arrival.version and self.parked in RECEIVING
                 refresh = m.Refresh(self.worker, self.incarnation, asked)
                 return [k.Send(COORDINATOR, refresh)] if stale else []
         if getattr(message, "incarnation", None) != self.incarnation:
@@ -309,7 +210,6 @@ class Session:
 
     def _welcome(self, welcome: m.Welcome, now: int) -> list[k.Effect]:
         self.worker, self.incarnation, self.servers = welcome.worker, welcome.incarnation, welcome.servers
-        self.couriers = [Courier() for _ in self.servers]
         self.parked, self.request, self.beat_at = "", None, now
         return [k.Dial(welcome.servers)]
 
@@ -318,23 +218,28 @@ class Session:
             return []
         first = self.parked == "declare"
         if first:
-            self.server_of = [0] * len(cut(self.spec))
-            for server in range(len(self.servers)):
-                for block in owned(self.spec, server, len(self.servers)):
-                    self.server_of[block] = server
+            self._lay_out(self.spec)
             self.parked = ""
         if not seed and not first:
             return []
         # The request stays: repeating Declare is how a worker that does not seed asks for its release.
         return [k.Seeding(seed)]
 
+    def _lay_out(self, spec: TableSpec) -> None:
+        """The table exists: one courier for each server, who carries the blocks that it holds."""
+        blocks, servers = cut(spec), range(len(self.servers))
+        block_bytes = [block.elements * ITEM_BYTES[spec.tensors[block.tensor].dtype] for block in blocks]
+        self.couriers = [Courier(server, block_bytes, self.limits) for server in servers]
+        self.courier_of = {block: self.couriers[i] for i in servers for block in owned(spec, i, len(servers))}
+        self.arrival.blocks = len(blocks)
+
     def _released(self, released: m.Released, now: int) -> list[k.Effect]:
         if released.clock != self.clock or self.parked not in ("start", "step"):
             self.early = self.early or (not self.parked and self.version == 0)
             return []
         if self.released is None or released.version > self.released.version:
-            self.released, self.request, self.progress_at = released, None, now
-            self._expect(released.version)
+            self.released, self.request, self.pulling.since = released, None, now
+            self.arrival.expect(released.version)
             if self.early:
                 # Its parameters came as early, and had nowhere to land.
                 self.early = False
@@ -345,20 +250,15 @@ class Session:
         if self.parked != "lease" or (granted.epoch, granted.number) != (self.data_epoch, self.number):
             return []
         if self.granted is None or granted.version > self.granted.version:
-            self.granted, self.request, self.progress_at = granted, None, now
-            self._expect(granted.version)
+            self.granted, self.request, self.pulling.since = granted, None, now
+            self.arrival.expect(granted.version)
         return self._settle(now)
-
-    def _expect(self, version: int) -> None:
-        if version > max(self.arriving, self.version):
-            self.arriving, self.arrived = version, set()
 
     def _parameters(self, parameters: m.Parameters, now: int) -> list[k.Effect]:
         if not self.admits(parameters):
             return []
-        self._expect(parameters.version)
-        self.arrived.update(parameters.blocks)
-        self.progress_at, self.pull_backoff_ms = now, self.limits.resend_ms
+        self.arrival.take(parameters.version, parameters.blocks)
+        self.pulling.start(now)
         return self._settle(now)
 
     # --- going on -----------------------------------------------------------------------------
@@ -374,29 +274,28 @@ class Session:
     def _settle(self, now: int) -> list[k.Effect]:
         """Let the training thread go on if all that it waits for has arrived."""
         match self.parked:
-            case "start" | "step" if self.released is not None and self._complete(self.released.version):
+            case "start" | "step" if self.released is not None and self.arrival.complete(self.released.version):
                 released, self.released = self.released, None
-                self.version, self.clock, self.attempt = self.arriving, released.next_clock, 0
+                self.version, self.clock, self.attempt = self.arrival.version, released.next_clock, 0
                 self.spare = released.lease
                 self._unpark()
                 return [k.Fresh(self.version, self.clock, released.committed)]
             case "lease" if self.granted is not None and (
-                self._complete(self.granted.version) or (self.granted.version <= self.version and not self.arrived)
+                self.arrival.complete(self.granted.version)
+                or (self.granted.version <= self.version and not self.arrival.arrived)
             ):
                 granted, self.granted = self.granted, None
-                if self.arrived:
-                    self.version = self.arriving
+                if self.arrival.arrived:
+                    self.version = self.arrival.version
                 self.clock, self.attempt = granted.clock, 0
                 self._unpark()
                 return [k.Leased(granted.lease)]
             case _:
                 return []
 
-    def _complete(self, version: int) -> bool:
-        return self.arriving >= version and len(self.arrived) == len(self.server_of)
-
     def _unpark(self) -> None:
-        self.parked, self.arriving, self.arrived, self.request = "", self.version, set(), None
+        self.parked, self.request = "", None
+        self.arrival.close(self.version)
 
     def _fail(self, kind: str, text: str) -> list[k.Effect]:
         self.dead = True
@@ -413,16 +312,11 @@ class Session:
             # The driver fills in the bytes: they are counted where they flow.
             name = f"worker/{self.worker}"
             effects.append(k.Send(COORDINATOR, m.Heartbeat(name, self.incarnation, 0, 0, self.version)))
-        if self.parked and self.request is not None and now - self.asked_at >= self.backoff_ms:
-            self.asked_at, self.backoff_ms = now, self._longer(self.backoff_ms)
+        if self.parked and self.request is not None and self.asking.due(now):
             effects.append(k.Send(COORDINATOR, self.request))
-        for server, courier in enumerate(self.couriers):
-            if courier.unacknowledged and now - courier.quiet_since >= courier.backoff_ms:
-                courier.quiet_since, courier.backoff_ms = now, self._longer(courier.backoff_ms)
-                effects += self._resend(server)
-        awaited = self.released is not None or self.granted is not None
-        if self.parked and awaited and now - self.progress_at >= self.pull_backoff_ms:
-            self.progress_at, self.pull_backoff_ms = now, self._longer(self.pull_backoff_ms)
+        for courier in self.couriers:
+            effects += courier.overdue(self._identity(), now)
+        if self._awaited() and self.pulling.due(now):
             effects += self._pull(range(len(self.servers)))
         return effects
 
@@ -430,44 +324,25 @@ class Session:
         """A connection is back: repeat at once what its loss may have swallowed."""
         if peer == COORDINATOR:
             return [k.Send(COORDINATOR, self.request)] if self.parked and self.request is not None else []
-        for server in range(len(self.couriers)):
+        for server, courier in enumerate(self.couriers):
             if peer == server_name(server):
-                awaited = self.parked and (self.released is not None or self.granted is not None)
-                return self._resend(server) + (self._pull([server]) if awaited else [])
+                return courier.resend(self._identity()) + (self._pull([server]) if self._awaited() else [])
         return []
 
-    def _resend(self, server: int) -> list[k.Effect]:
-        """All unacknowledged blocks of one server, in frames of the usual size."""
-        if self.spec is None:
-            return []
-        frames: list[k.Effect] = []
-        blocks: list[int] = []
-        held = 0
-        every = cut(self.spec)
-        for index in sorted(self.couriers[server].unacknowledged):
-            blocks.append(index)
-            held += every[index].elements * ITEM_BYTES[self.spec.tensors[every[index].tensor].dtype]
-            if held >= self.limits.frame_bytes_target:
-                frames.append(k.Send(server_name(server), m.Stage(self._identity(), tuple(blocks))))
-                blocks, held = [], 0
-        if blocks:
-            frames.append(k.Send(server_name(server), m.Stage(self._identity(), tuple(blocks))))
-        return frames
+    def _awaited(self) -> bool:
+        """Whether parameters are announced, and the training thread waits for them."""
+        return bool(self.parked) and (self.released is not None or self.granted is not None)
 
     def _pull(self, servers: Iterable[int]) -> list[k.Effect]:
         """Ask these servers for the blocks of the arriving version that are missing."""
-        missing: dict[int, list[int]] = {}
-        for block, server in enumerate(self.server_of):
-            if block not in self.arrived:
-                missing.setdefault(server, []).append(block)
-        return [
-            k.Send(server_name(server), m.Pull(self.worker, self.incarnation, self.arriving, tuple(missing[server])))
-            for server in servers
-            if server in missing
-        ]
-
-    def _longer(self, backoff_ms: int) -> int:
-        return min(backoff_ms * 2, self.limits.resend_ms * 8)
+        assert self.spec is not None
+        effects: list[k.Effect] = []
+        for server in servers:
+            missing = self.arrival.missing(owned(self.spec, server, len(self.servers)))
+            if missing:
+                pull = m.Pull(self.worker, self.incarnation, self.arrival.version, missing)
+                effects.append(k.Send(server_name(server), pull))
+        return effects
 
     def _patience_ms(self) -> int:
         forming = self.parked in FORMING
@@ -476,7 +351,7 @@ class Session:
     def _overdue(self, now: int) -> str:
         who = f"worker {self.worker}" if self.worker >= 0 else "this worker"
         waited = (now - self.parked_at) / 1000
-        unstaged = [server_name(i) for i, courier in enumerate(self.couriers) if courier.unacknowledged]
+        unstaged = [server_name(courier.server) for courier in self.couriers if courier.unacknowledged]
         state = (
             f"{', '.join(unstaged)} did not acknowledge its gradients"
             if unstaged

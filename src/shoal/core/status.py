@@ -37,7 +37,7 @@ def status(coordinator: Coordinator, now: int) -> m.Status:
                 member.version,
                 pid=member.pid,
                 incarnation=member.incarnation,
-                staleness=max(0, coordinator.updated - member.version) if member.busy else 0,
+                staleness=max(0, coordinator.log.updated - member.version) if member.busy else 0,
                 samples=member.samples,
                 received=member.received,
                 sent=member.sent,

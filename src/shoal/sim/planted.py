@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from shoal.core import machine as k
+from shoal.core.arrival import Arrival
 from shoal.core.coordinator import Coordinator
 from shoal.core.dispatch import Dispatch
 from shoal.core.membership import COMPUTING, Member
@@ -118,12 +119,12 @@ class ReadyTooSoon(Session):
         return super()._make_ready(now)
 
 
-class MixesVersions(Session):
+class MixesVersions(Arrival):
     """Counts arrived blocks whatever version they are of."""
 
-    def _expect(self, version: int) -> None:
+    def expect(self, version: int) -> None:
         arrived = self.arrived
-        super()._expect(version)
+        super().expect(version)
         self.arrived = arrived
 
 
@@ -131,7 +132,7 @@ class AsksOnce(Session):
     """Never repeats a request."""
 
     def _tick(self, now: int) -> list[k.Effect]:
-        self.asked_at = now
+        self.asking.since = now
         return super()._tick(now)
 
 
@@ -253,7 +254,11 @@ PLANTS = (
     Plant("a shard serves any version", "Ordered", Machines(shard=ServesAnyVersion)),
     Plant("a shard acknowledges what is not staged", "Atomic", Machines(shard=AcknowledgesUnstaged)),
     Plant("a contribution is committed before it is staged", "Atomic", Machines(session=ReadyTooSoon)),
-    Plant("a worker goes on at mixed versions", "Ordered", Machines(session=MixesVersions)),
+    Plant(
+        "a worker goes on at mixed versions",
+        "Ordered",
+        Machines(session=lambda limits: Session(limits, arrival=MixesVersions())),
+    ),
     Plant("a worker asks only once", "Progress", Machines(session=AsksOnce)),
     Plant("the staleness bound is wrong", "Bounded", Machines(coordinator=LooseBound)),
     Plant("the quorum is counted wrong", "Quorum", Machines(coordinator=SmallQuorum)),

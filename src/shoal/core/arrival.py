@@ -1,0 +1,45 @@
+"""Arrival: the parameters that are on their way to a worker, counted as blocks of one version.
+
+What it promises: blocks of different versions are never counted together; as soon as a newer
+version is expected, what came of an older one is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Arrival:
+    """The version that is arriving, or the last one that did, and which of its blocks are new here."""
+
+    blocks: int = 0  # in a complete version
+    version: int = 0
+    arrived: set[int] = field(default_factory=set)
+
+    def lacks(self, version: int, blocks: Iterable[int]) -> bool:
+        """Whether these blocks bring anything: of the version that arrives, or of a newer one."""
+        return version > self.version or (version == self.version and not self.arrived.issuperset(blocks))
+
+    def expect(self, version: int) -> None:
+        """A version is announced, or its first blocks came."""
+        if version > self.version:
+            self.version, self.arrived = version, set()
+
+    def take(self, version: int, blocks: Iterable[int]) -> None:
+        """These blocks lie where they belong."""
+        self.expect(version)
+        self.arrived.update(blocks)
+
+    def complete(self, version: int) -> bool:
+        """Whether every block of `version`, or of a newer one that took its place, is there."""
+        return self.version >= version and len(self.arrived) == self.blocks
+
+    def missing(self, blocks: Iterable[int]) -> tuple[int, ...]:
+        """Those of `blocks` that did not arrive."""
+        return tuple(block for block in blocks if block not in self.arrived)
+
+    def close(self, version: int) -> None:
+        """The worker goes on with `version`: nothing is on its way any more."""
+        self.version, self.arrived = version, set()

@@ -1,0 +1,76 @@
+"""Commands: all that the training thread can tell its session to do, in the order of a worker's life.
+
+Push, Restart and Tell wait for nothing; every other command is answered by an effect (machine.py),
+and the thread is parked until it comes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shoal.vocabulary import Dataset, TableSpec
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Join the job. rank -1: any. nonce: a fresh random number for every life of the process."""
+
+    rank: int
+    nonce: int
+    pid: int
+
+
+@dataclass(frozen=True)
+class Declare:
+    spec: TableSpec
+
+
+@dataclass(frozen=True)
+class Await:
+    """Wait for the initial parameters (after Seeding, and after pushing the seed if asked to)."""
+
+
+@dataclass(frozen=True)
+class Push:
+    """These blocks' gradients are computed and will not change until the step is over."""
+
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Forget what was pushed for this clock; everything will be pushed again as a new attempt."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Everything of this clock is pushed: make it ready, and wait for fresh parameters."""
+
+    samples: int
+    leases: tuple[int, ...]
+    rates: tuple[float, ...]
+    multiplier: float = 1.0
+    void: bool = False
+
+
+@dataclass(frozen=True)
+class Take:
+    """Wait for the next lease of data epoch `epoch`."""
+
+    dataset: Dataset
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    path: str
+
+
+@dataclass(frozen=True)
+class Tell:
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Leave:
+    pass
