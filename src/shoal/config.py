@@ -9,7 +9,10 @@ from dataclasses import dataclass, field, fields
 from shoal.errors import ConfigurationError
 from shoal.vocabulary import JOB_DEFAULT
 
-PROTOCOL = 1  # the version of frames and messages; peers of another version are refused
+PROTOCOL = 2  # the version of frames and messages; peers of another version are refused
+
+
+TRANSPORTS = ("auto", "shm", "tcp")  # between worker and server; auto: shared memory where they share a host
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Limits:
     wait_ms: int = 600_000  # a worker's wait for one step or lease
     tick_ms: int = 50  # how often machines look at the clock
     resend_ms: int = 2_000  # first resend of what was not answered; doubles up to 8 times
+    copy_ms: int = 1_000  # a worker on the server's host has this long to copy parameters before they change
     heartbeat_ms: int = 500
     lease_ms: int = 10_000  # a worker silent for longer is declared dead
     grace_ms: int = 500  # a worker whose connection broke has this long to come back
@@ -54,4 +58,5 @@ class Job:
     token: str = ""
     workers: int = 1  # how many workers the job waits for before clock 1
     servers: int = 1
+    transport: str = TRANSPORTS[0]
     limits: Limits = field(default_factory=Limits)

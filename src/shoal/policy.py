@@ -52,6 +52,11 @@ class Policy(Protocol):
         """True: all workers share one clock, and a commit settles it for all of them."""
         ...
 
+    @property
+    def still(self) -> bool:
+        """True: parameters do not change while any member computes on them, so it need not copy them."""
+        ...
+
     def commit(self, view: View) -> Go | Wait:
         """The next entry to append, if any; called again after each Go."""
         ...
@@ -78,6 +83,10 @@ class Sync:
     @property
     def lockstep(self) -> bool:
         return True
+
+    @property
+    def still(self) -> bool:
+        return self.quorum == 1.0  # who is late for a quorum computes while the others' commit is applied
 
     def commit(self, view: View) -> Go | Wait:
         needed = math.ceil(self.quorum * len(view.clocks) - 1e-9)
@@ -110,6 +119,10 @@ class Bounded:
     def lockstep(self) -> bool:
         return False
 
+    @property
+    def still(self) -> bool:
+        return False
+
     def commit(self, view: View) -> Go | Wait:
         return _first_ready(view)
 
@@ -131,6 +144,10 @@ class Async:
 
     @property
     def lockstep(self) -> bool:
+        return False
+
+    @property
+    def still(self) -> bool:
         return False
 
     def commit(self, view: View) -> Go | Wait:

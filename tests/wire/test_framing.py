@@ -192,7 +192,7 @@ def test_any_bytes_give_messages_or_one_protocol_error(data: bytes, sizes: list[
     [
         (b"GET / HTTP/1.1\r\n", "not b'SHOL'"),
         (b"SHOP", "b'SHOP'"),
-        (HEADER.pack(MAGIC, 2, 0, 5, 0), "peer speaks protocol 2, this is 1: install the same shoal version on both"),
+        (HEADER.pack(MAGIC, 99, 0, 5, 0), f"peer speaks protocol 99, this is {PROTOCOL}: install the same shoal version on both"),
         (HEADER.pack(MAGIC, PROTOCOL, 0, 1001, 0), "message of 1001 bytes, the limit is message_bytes_max=1000"),
         (HEADER.pack(MAGIC, PROTOCOL, 0, 2**32 - 1, 0), "SHOAL_MESSAGE_BYTES_MAX"),
         (HEADER.pack(MAGIC, PROTOCOL, 0, 5, 5001), "payload of 5001 bytes, the limit is payload_bytes_max=5000"),

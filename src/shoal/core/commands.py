@@ -22,7 +22,10 @@ class Begin:
 
 @dataclass(frozen=True)
 class Declare:
+    """Declare the table. near: servers to share memory with."""
+
     spec: TableSpec
+    near: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

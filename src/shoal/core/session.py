@@ -18,6 +18,7 @@ from shoal.core.backoff import Backoff
 from shoal.core.commands import Await, Begin, Declare, Finish, Leave, Push, Restart, Snapshot, Take, Tell
 from shoal.core.courier import Courier
 from shoal.placement import cut, owned
+from shoal.policy import from_spec
 from shoal.vocabulary import COORDINATOR, ITEM_BYTES, Contributor, Dataset, Lease, TableSpec, server_name
 from shoal.wire import messages as m
 
@@ -59,6 +60,11 @@ class Session:
     number: int = 0  # leases asked for
     data_epoch: int = 0
     snapshots: int = 0  # asked for
+    near: tuple[int, ...] = ()  # servers that memory is shared with
+    unattached: set[int] = field(default_factory=set)  # those of them that have not answered yet
+    attaching: Backoff = field(init=False)
+    still: bool = False  # parameters do not change while it computes
+    seeds: bool = False  # it was told to push the initial parameters
     arrival: Arrival = field(default_factory=Arrival)
     couriers: list[Courier] = field(default_factory=list)  # by server
     courier_of: dict[int, Courier] = field(default_factory=dict)  # by block
@@ -72,6 +78,7 @@ class Session:
     def __post_init__(self) -> None:
         self.asking = Backoff(self.limits.resend_ms)
         self.pulling = Backoff(self.limits.resend_ms)
+        self.attaching = Backoff(self.limits.resend_ms)
 
     def step(self, event: object, now: int) -> list[k.Effect]:
         """Take one command or event; return what is to be done about it."""
@@ -103,8 +110,8 @@ class Session:
                 return self._take(dataset, epoch, now)
             case Begin(rank, nonce, pid):
                 return self._ask("join", m.Join(rank, nonce, pid), now)
-            case Declare(spec):
-                self.spec = spec
+            case Declare(spec, near):
+                self.spec, self.near, self.still = spec, near, from_spec(spec.policy).still
                 return self._ask("declare", m.Declare(self.worker, self.incarnation, spec), now)
             case Await():
                 # What was released before the thread waited was passed over: ask for it again at once.
@@ -183,6 +190,9 @@ class Session:
         match message:
             case m.Declared(seed=seed):
                 return self._declared(seed, now)
+            case m.Attached(shard=shard):
+                self.unattached.discard(shard)
+                return self._formed()
             case m.Released():
                 return self._released(message, now)
             case m.Granted():
@@ -216,14 +226,28 @@ class Session:
     def _declared(self, seed: bool, now: int) -> list[k.Effect]:
         if self.version > 0 or self.spec is None or self.parked not in ("declare", "start"):
             return []
-        first = self.parked == "declare"
-        if first:
+        self.seeds = self.seeds or seed
+        if self.parked == "start":
+            return [k.Seeding(True)] if seed else []
+        if not self.couriers:
             self._lay_out(self.spec)
-            self.parked = ""
-        if not seed and not first:
+            self.unattached = set(self.near)
+            self.attaching.start(now)
+            return self._attach() or self._formed()
+        return []
+
+    def _attach(self) -> list[k.Effect]:
+        """Share memory with the servers on this host."""
+        attach = m.Attach(self.worker, self.incarnation)
+        return [k.Send(server_name(server), attach) for server in sorted(self.unattached)]
+
+    def _formed(self) -> list[k.Effect]:
+        """The table exists, and all memory is shared: the training thread may go on."""
+        if self.parked != "declare" or not self.couriers or self.unattached:
             return []
+        self.parked = ""
         # The request stays: repeating Declare is how a worker that does not seed asks for its release.
-        return [k.Seeding(seed)]
+        return [k.Seeding(self.seeds)]
 
     def _lay_out(self, spec: TableSpec) -> None:
         """The table exists: one courier for each server, who carries the blocks that it holds."""
@@ -235,7 +259,7 @@ class Session:
 
     def _released(self, released: m.Released, now: int) -> list[k.Effect]:
         if released.clock != self.clock or self.parked not in ("start", "step"):
-            self.early = self.early or (not self.parked and self.version == 0)
+            self.early = self.early or (self.parked in ("", "declare") and self.version == 0)
             return []
         if self.released is None or released.version > self.released.version:
             self.released, self.request, self.pulling.since = released, None, now
@@ -255,11 +279,16 @@ class Session:
         return self._settle(now)
 
     def _parameters(self, parameters: m.Parameters, now: int) -> list[k.Effect]:
+        effects: list[k.Effect] = []
+        if parameters.shard in self.near and not self.still:
+            # Wanted or not, they are not read any more: the shard need not wait.
+            copied = m.Copied(self.worker, self.incarnation, parameters.version)
+            effects.append(k.Send(server_name(parameters.shard), copied))
         if not self.admits(parameters):
-            return []
+            return effects
         self.arrival.take(parameters.version, parameters.blocks)
         self.pulling.start(now)
-        return self._settle(now)
+        return effects + self._settle(now)
 
     # --- going on -----------------------------------------------------------------------------
 
@@ -314,6 +343,8 @@ class Session:
             effects.append(k.Send(COORDINATOR, m.Heartbeat(name, self.incarnation, 0, 0, self.version)))
         if self.parked and self.request is not None and self.asking.due(now):
             effects.append(k.Send(COORDINATOR, self.request))
+        if self.unattached and self.attaching.due(now):
+            effects += self._attach()
         for courier in self.couriers:
             effects += courier.overdue(self._identity(), now)
         if self._awaited() and self.pulling.due(now):
@@ -355,6 +386,8 @@ class Session:
         state = (
             f"{', '.join(unstaged)} did not acknowledge its gradients"
             if unstaged
+            else f"server {min(self.unattached)} did not answer when asked to share memory"
+            if self.unattached
             else self.reason or "the coordinator did not say why"
         )
         return (

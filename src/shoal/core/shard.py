@@ -1,8 +1,9 @@
 """A shard: stages blocks, and applies the commit log strictly in order.
 
 What it promises: a block staged twice changes nothing; a commit is applied once, after all before
-it; what a worker is sent is the state after exactly `version` commits; an older epoch or a fenced
-incarnation changes nothing. Numbers are the store's: the shard only names blocks.
+it; what a worker is sent is the state after exactly `version` commits, and where it reads that in
+shared memory it has time to copy it; an older epoch or a fenced incarnation changes nothing.
+Numbers are the store's: the shard only names blocks.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from shoal.core import machine as k
 from shoal.errors import ProtocolError
 from shoal.optim import phases
 from shoal.placement import owned
+from shoal.policy import from_spec
 from shoal.vocabulary import COORDINATOR, Contributor, TableSpec, server_name, worker_name
 from shoal.wire import messages as m
 
@@ -42,6 +44,14 @@ class Progress:
 
 
 @dataclass
+class Reader:
+    """A worker that copies the parameters of this version out of shared memory."""
+
+    version: int
+    since: int | None = None  # when a tick first saw it
+
+
+@dataclass
 class Shard:
     """The state machine of server `index`."""
 
@@ -57,6 +67,8 @@ class Shard:
     pending: dict[int, m.Commit] = field(default_factory=dict)
     progress: Progress | None = None
     running: k.Task | None = None
+    near: dict[int, int] = field(default_factory=dict)  # worker -> incarnation that shares memory with this shard
+    readers: dict[int, Reader] = field(default_factory=dict)  # near workers that may still be copying
     saved: dict[int, m.Saved] = field(default_factory=dict)  # files of the last snapshots, by version
     register: m.Register | None = None
     registered: bool = False
@@ -112,6 +124,12 @@ class Shard:
                 return self._factors(message)
             case m.Pull():
                 return self._pull(message)
+            case m.Attach(worker=worker, incarnation=incarnation):
+                return self._attach(worker, incarnation)
+            case m.Copied(worker=worker, incarnation=incarnation, version=version):
+                reader = self.readers.get(worker)
+                over = reader is not None and self.near.get(worker) == incarnation and version >= reader.version
+                return self._release(worker) if over else []
             case m.Create():
                 return self._create(message)
             case m.Registered(epoch):
@@ -171,9 +189,33 @@ class Shard:
             return []  # not there yet: the commit that releases this worker will publish it
         if pull.version == self.version and not isinstance(self.running, k.Apply | k.Seed):
             blocks = tuple(sorted(set(pull.blocks) & set(self.blocks)))
-            return [k.Publish(pull.worker, pull.incarnation, self.version, blocks)] if blocks else []
+            return [self._publish(pull.worker, pull.incarnation, blocks)] if blocks else []
         moved = m.Moved(self.index, pull.worker, pull.incarnation, asked=pull.version, version=self.version)
         return [k.Send(worker_name(pull.worker), moved)]
+
+    # --- shared memory ------------------------------------------------------------------------
+
+    def _attach(self, worker: int, incarnation: int) -> list[k.Effect]:
+        """A worker on this host reads parameters where they lie, and has its gradients read where they lie."""
+        if self.spec is None or isinstance(self.running, k.CreateTable) or incarnation <= self.fenced.get(worker, -1):
+            return []  # it will ask again
+        self.near[worker] = max(incarnation, self.near.get(worker, -1))
+        return [k.Send(worker_name(worker), m.Attached(self.index, worker, incarnation))]
+
+    def _publish(self, worker: int, incarnation: int, blocks: tuple[int, ...]) -> k.Publish:
+        assert self.spec is not None
+        if self.near.get(worker) == incarnation and not from_spec(self.spec.policy).still:
+            self.readers[worker] = Reader(self.version)
+        return k.Publish(worker, incarnation, self.version, blocks)
+
+    def _release(self, worker: int) -> list[k.Effect]:
+        """This worker does not read any more: what waited for it may go on."""
+        self.readers.pop(worker, None)
+        return self._advance()
+
+    def _held(self, commit: m.Commit) -> bool:
+        """Whether the commit would change parameters under a worker that copies them."""
+        return bool(self.readers) and bool(commit.contributors)
 
     # --- the log ------------------------------------------------------------------------------
 
@@ -181,6 +223,8 @@ class Shard:
         """Start the next commit if it is here and nothing else is under way."""
         effects: list[k.Effect] = []
         while self.progress is None and self.running is None and self.version + 1 in self.pending:
+            if self._held(self.pending[self.version + 1]):
+                break
             commit = self.pending.pop(self.version + 1)
             assert self.spec is not None, "a commit cannot come before its table"
             rule_phases = phases.phases(self.spec) if commit.kind == "update" and commit.contributors else ()
@@ -232,12 +276,15 @@ class Shard:
         commit, self.progress = self.progress.commit, None
         self.version = commit.seq
         effects: list[k.Effect] = [
-            k.Publish(worker, incarnation, self.version, self.blocks)
+            self._publish(worker, incarnation, self.blocks)
             for worker, incarnation in commit.release
             if self.blocks
         ]
         for worker, incarnation in commit.fences:
             self.fenced[worker] = max(self.fenced.get(worker, -1), incarnation)
+            if self.near.get(worker, incarnation + 1) <= incarnation:
+                del self.near[worker]
+                self.readers.pop(worker, None)
         for worker, incarnation, clock in commit.closes:
             self.closed[worker] = max(self.closed.get(worker, (-1, -1)), (incarnation, clock))
         settled = tuple(who for who in self.staged if self.settled(who))
@@ -259,4 +306,9 @@ class Shard:
             self.beat_at = now
             # The driver fills in the bytes: they are counted where they flow.
             effects.append(k.Send(COORDINATOR, m.Heartbeat(server_name(self.index), 0, 0, 0, self.version)))
+        for worker, reader in list(self.readers.items()):
+            if reader.since is None:
+                reader.since = now
+            elif now - reader.since >= self.limits.copy_ms:
+                effects += self._release(worker)  # it will find that what it copied has moved, and ask anew
         return effects

@@ -213,6 +213,18 @@ def nothing_staged_after_fence(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
+# --- Still: parameters do not change under a worker that computes on them where they lie -------------
+
+
+def nothing_moves(trace: t.Trace, fact: t.Fact) -> Complaint:
+    match fact:
+        case t.Performed(shard=shard, task=task, onlookers=onlookers):
+            for worker, incarnation in onlookers:
+                if incarnation > trace.fenced.get(worker, -1):
+                    return f"server {shard} applies commit {task.seq} while worker {worker} computes on its memory"
+    return None
+
+
 # --- Memory: what is staged is freed, once and not too early ----------------------------------------
 
 
@@ -258,6 +270,7 @@ INVARIANTS: tuple[tuple[str, Invariant, tuple[type[object], ...]], ...] = (
     ("Fenced", nothing_after_fence, (t.Said,)),
     ("Fenced", nothing_staged_after_fence, (t.Admitted,)),
     ("Ordered", applied_in_order, (t.Performed,)),
+    ("Still", nothing_moves, (t.Performed,)),
     ("Memory", freed_late_enough, (t.Performed,)),
     ("Memory", all_freed, (t.Ended,)),
     ("Atomic", one_log, (t.Said,)),

@@ -128,6 +128,15 @@ class MixesVersions(Arrival):
         self.arrived = arrived
 
 
+class ReadsInPlace(Session):
+    """Computes on the servers' memory under every policy."""
+
+    def step(self, event: object, now: int) -> list[k.Effect]:
+        effects = super().step(event, now)
+        self.still = True
+        return effects
+
+
 class AsksOnce(Session):
     """Never repeats a request."""
 
@@ -259,6 +268,7 @@ PLANTS = (
         "Ordered",
         Machines(session=lambda limits: Session(limits, arrival=MixesVersions())),
     ),
+    Plant("a worker computes on parameters that change", "Still", Machines(session=ReadsInPlace)),
     Plant("a worker asks only once", "Progress", Machines(session=AsksOnce)),
     Plant("the staleness bound is wrong", "Bounded", Machines(coordinator=LooseBound)),
     Plant("the quorum is counted wrong", "Quorum", Machines(coordinator=SmallQuorum)),

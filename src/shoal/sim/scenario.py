@@ -40,6 +40,7 @@ class Habits:
     unused_chance: float  # a step that pushes only some tensors
     snapshot_chance: float
     gathers_chance: float  # a step that accumulates over two leases
+    near: bool  # shares memory with the servers
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,7 @@ def _habits(rng: Random, rank: int, late: bool, clocks: int, paired: bool) -> Ha
         unused_chance=rng.choice([0.0, 0.0, 0.3]),
         snapshot_chance=rng.choice([0.0, 0.0, 0.1]),
         gathers_chance=rng.choice([0.0, 0.0, 0.2, 0.5]) * (not paired),
+        near=Random(hash((low, rank, clocks, rng.random()))).random() < 0.5,
     )
 
 

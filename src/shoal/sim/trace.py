@@ -43,12 +43,16 @@ class Told:
 
 @dataclass(frozen=True)
 class Performed:
-    """A shard's store ran a task. staged: the tags that lay there for each contributor, by block."""
+    """A shard's store ran a task. staged: the tags that lay there for each contributor, by block.
+
+    onlookers: (worker, incarnation) of those that compute on this shard's parameters where they lie.
+    """
 
     shard: int
     task: k.Seed | k.Measure | k.Apply
     staged: Mapping[Contributor, Mapping[int, Tag]]
     states: States  # afterwards
+    onlookers: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,16 +149,29 @@ def combine(
     return {block: tuple((weight, part[block]) for weight, part in parts if block in part) for block in blocks}
 
 
+class Arena(dict[int, Tag]):
+    """Memory of a worker that servers on its host read where it lies: what it writes later, they see."""
+
+
 @dataclass
 class Store:
-    """A shard's memory: the state of each block, and the tags staged for it."""
+    """A shard's memory: the state of each block, and the tags staged for it.
+
+    stamp is odd while a task changes the states, and grows with every change.
+    """
 
     spec: TableSpec
     states: dict[int, int] = field(default_factory=dict)
-    staged: dict[Contributor, dict[int, Tag]] = field(default_factory=dict)
+    staged: dict[Contributor, dict[int, Mapping[int, Tag]]] = field(default_factory=dict)  # block -> where its tag lies
+    stamp: int = 0
 
-    def stage(self, contributor: Contributor, tags: Mapping[int, Tag]) -> None:
-        self.staged.setdefault(contributor, {}).update(tags)
+    def stage(self, contributor: Contributor, blocks: Iterable[int], tags: Mapping[int, Tag]) -> None:
+        where = tags if isinstance(tags, Arena) else dict(tags)
+        self.staged.setdefault(contributor, {}).update(dict.fromkeys(blocks, where))
+
+    def tags(self) -> dict[Contributor, dict[int, Tag]]:
+        """What lies there now for each contributor, by block."""
+        return {who: {block: where[block] for block, where in blocks.items()} for who, blocks in self.staged.items()}
 
     def free(self, contributors: Iterable[Contributor]) -> None:
         for contributor in contributors:
@@ -166,13 +183,13 @@ class Store:
             case k.CreateTable(spec=spec, shard=shard, shards=shards):
                 self.states = dict.fromkeys(owned(spec, shard, shards), 0)
             case k.Seed(contributor=contributor):
-                combined = combine((Weighted(contributor, 1.0),), self.staged, self.states)
+                combined = combine((Weighted(contributor, 1.0),), self.tags(), self.states)
                 self.states = following(self.states, combined, (), ())
             case k.Apply(contributors=contributors, rates=rates, factors=factors):
-                combined = combine(contributors, self.staged, self.states)
+                combined = combine(contributors, self.tags(), self.states)
                 self.states = following(self.states, combined, rates, factors)
             case k.Measure(phase=phase, contributors=contributors, factors=factors):
-                combined = combine(contributors, self.staged, self.states)
+                combined = combine(contributors, self.tags(), self.states)
                 return tuple(measured(self.spec, phase, self.states, combined, factors).items())
             case k.Save(seq=seq, path=path):
                 return f"{path}/{seq}"

@@ -13,9 +13,10 @@ from random import Random
 
 from shoal.core import machine as k
 from shoal.core import session as s
+from shoal.core.session import RECEIVING
 from shoal.placement import blocks_of_tensor, cut
 from shoal.sim.scenario import Habits, Scenario, work_random
-from shoal.sim.trace import Tag, Trace
+from shoal.sim.trace import Arena, Tag, Trace
 from shoal.vocabulary import Contributor, Lease, worker_name
 
 Wish = int | tuple[type[object], ...]  # compute so many ms | wait for one of these effects
@@ -38,6 +39,7 @@ class Life:
     letters: deque[object] = field(default_factory=deque)  # effects for the thread
     parameters: dict[int, int] = field(default_factory=dict)  # block -> state, the bound memory
     gradients: dict[int, Tag] = field(default_factory=dict)  # block -> tag
+    arena: Arena = field(default_factory=Arena)  # the same, in memory that near servers read
     contribution: Contributor | None = None  # finished, and not settled yet
     computations: int = 0
     steps: int = 0
@@ -51,6 +53,16 @@ class Life:
     def identity(self) -> tuple[int, int]:
         return self.habits.rank, self.session.incarnation
 
+    @property
+    def reads_in_place(self) -> bool:
+        """Whether its parameters are the servers' own memory."""
+        return self.habits.near and self.session.still
+
+    @property
+    def computes(self) -> bool:
+        """Whether its training thread uses the parameters now."""
+        return self.session.version > 0 and self.session.parked not in (*RECEIVING, "leave")
+
     def command(self, command: object) -> None:
         self.act(self, command)
 
@@ -58,7 +70,8 @@ class Life:
         """The canonical loop: join, declare, seed if told so, then take samples and step until the end."""
         self.command(s.Begin(self.habits.rank, self.nonce, pid=self.nonce))
         yield (k.Dial,)
-        self.command(s.Declare(self.scenario.spec))
+        near = range(self.scenario.job.servers) if self.habits.near else ()
+        self.command(s.Declare(self.scenario.spec, tuple(near)))
         seeding = yield (k.Seeding,)
         yield from self._start(seeding)
         if self.scenario.dataset is None:
@@ -148,6 +161,7 @@ class Life:
             piece = tuple(blocks[first : first + size])
             for block in piece:
                 self.gradients[block] = (self.habits.rank, self.nonce, self.computations, block)
+            self.arena.update(self.gradients)
             self.command(s.Push(piece))
 
     def _finish(self, finish: s.Finish) -> None:

@@ -234,17 +234,17 @@ class World:
             match effect:
                 case k.Send(to=to, message=message):
                     blocks = message.blocks if isinstance(message, m.Stage) else ()
-                    tags = {block: life.gradients[block] for block in blocks}
+                    tags = life.arena if life.habits.near else {block: life.gradients[block] for block in blocks}
                     self.last_words[life.nonce].append((to, message, tags))
                     self._send(life.name, to, message, tags)
                 case k.Fresh(version=version, clock=clock, committed=committed):
                     self.line(life.name, "", effect)
-                    self._saw(life, t.Saw(*life.identity, version, clock, finished, committed, dict(life.parameters)))
+                    self._saw(life, t.Saw(*life.identity, version, clock, finished, committed, self._seen_by(life)))
                     life.letters.append(effect)
                 case k.Leased():
                     self.line(life.name, "", effect)
                     version, clock = life.session.version, life.session.clock
-                    self._saw(life, t.Saw(*life.identity, version, clock, None, False, dict(life.parameters)))
+                    self._saw(life, t.Saw(*life.identity, version, clock, None, False, self._seen_by(life)))
                     life.letters.append(effect)
                 case k.Failed(kind=kind, text=text):
                     self.line(life.name, "", effect)
@@ -254,6 +254,12 @@ class World:
                 case other:
                     self.line(life.name, "", other)
                     life.letters.append(other)
+
+    def _seen_by(self, life: Life) -> dict[int, int]:
+        """The parameters that the worker goes on with."""
+        if not life.reads_in_place:
+            return dict(life.parameters)
+        return {block: state for server in self.servers for block, state in server.store.states.items()}
 
     def _saw(self, life: Life, saw: t.Saw) -> None:
         life.contribution = None
@@ -286,15 +292,26 @@ class World:
                 if life is None:
                     return
                 if isinstance(message, m.Parameters) and life.session.admits(message):
-                    life.parameters.update(payload)  # type: ignore[arg-type]  # states, for Parameters
+                    received = k.Received(source, self._copy(life, message, payload))
                 self.step_session(life, received)
                 self.resume(life)
+
+    def _copy(self, life: Life, message: m.Parameters, payload: Payload) -> m.Message:
+        """Let parameters land in a worker's memory; what is to be read where it lay may have moved."""
+        store = self.servers[message.shard].store
+        if not message.stamp:
+            life.parameters.update(payload)  # type: ignore[arg-type]  # states, for Parameters
+        elif not life.reads_in_place:
+            if store.stamp != message.stamp:
+                return m.Moved(message.shard, message.worker, message.incarnation, message.version, message.version + 1)
+            life.parameters.update({block: store.states[block] for block in message.blocks})
+        return message
 
     def _admit_stage(self, server: Server, message: m.Stage, payload: Payload) -> None:
         try:
             if server.shard.admits(message):
                 self._note(t.Admitted(server.index, message.contributor, server.shard.version))
-                server.store.stage(message.contributor, payload)  # type: ignore[arg-type]  # tags, for Stage
+                server.store.stage(message.contributor, message.blocks, payload)  # type: ignore[arg-type]  # tags
         except ProtocolError as error:
             raise Violation("Progress", f"server/{server.index} refused a push: {error}") from None
 
@@ -302,22 +319,27 @@ class World:
         """Send the blocks as they are now, in frames of random size."""
         states = {block: server.store.states[block] for block in effect.blocks}
         self._note(t.Published(server.index, effect, states))
+        near = server.shard.near.get(effect.worker) == effect.incarnation
         size = self._rng.randint(1, max(1, len(effect.blocks)))
         for first in range(0, len(effect.blocks), size):
             blocks = effect.blocks[first : first + size]
-            message = m.Parameters(server.index, effect.worker, effect.incarnation, effect.version, blocks)
-            payload = {block: states[block] for block in blocks}
+            stamp = server.store.stamp if near else 0
+            message = m.Parameters(server.index, effect.worker, effect.incarnation, effect.version, blocks, stamp)
+            payload = {} if near else {block: states[block] for block in blocks}
             self._send(server_name(server.index), worker_name(effect.worker), message, payload)
 
     def _run(self, server: Server, task: k.Task) -> None:
         """Perform a task; its work is visible from its start or only at its end, by chance."""
+        server.store.stamp += isinstance(task, k.Seed | k.Apply)
         if self._rng.random() < 0.5:
             self.after(TASK_MS, partial(self._finish, server, task, self._perform(server, task)))
         else:
             self.after(TASK_MS, partial(self._finish, server, task, None))
 
     def _finish(self, server: Server, task: k.Task, done: k.Done | None) -> None:
-        self.step_server(server, done or self._perform(server, task))
+        done = done or self._perform(server, task)
+        server.store.stamp += isinstance(task, k.Seed | k.Apply)
+        self.step_server(server, done)
 
     def _perform(self, server: Server, task: k.Task) -> k.Done:
         contributors: Iterable[Weighted] = ()
@@ -326,10 +348,14 @@ class World:
                 contributors = (Weighted(contributor, 1.0),)
             case k.Measure(contributors=found) | k.Apply(contributors=found):
                 contributors = found
-        staged = {item.contributor: dict(server.store.staged.get(item.contributor, {})) for item in contributors}
+        tags = server.store.tags()
+        staged = {item.contributor: tags.get(item.contributor, {}) for item in contributors}
         result = server.store.perform(task)
         if isinstance(task, k.Seed | k.Measure | k.Apply):
-            self._note(t.Performed(server.index, task, staged, dict(server.store.states)))
+            states = dict(server.store.states)
+            changes = states and isinstance(task, k.Seed | k.Apply)
+            onlookers = [life.identity for life in self.lives.values() if life.reads_in_place and life.computes]
+            self._note(t.Performed(server.index, task, staged, states, tuple(onlookers) if changes else ()))
         return k.Done(task, result)
 
     # --- workers --------------------------------------------------------------------------------

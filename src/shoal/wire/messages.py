@@ -7,10 +7,11 @@ Who sends what to whom, in the order of a job's life:
     worker   -> coordinator  Join                answered by  Welcome
     worker   -> coordinator  Declare             answered by  Declared | Refused
     coord.   -> server       Create              answered by  Created
+    worker   -> server       Attach + memory     answered by  Attached + memory    (on one host)
     worker   -> server       Stage + bytes       answered by  Staged | Refused
     worker   -> coordinator  Ready               answered by  Released | Waiting
     coord.   -> server       Commit              answered by  Applied (and Norms, which Factors answers)
-    server   -> worker       Parameters + bytes
+    server   -> worker       Parameters + bytes  (where they lie in shared memory: answered by Copied)
     worker   -> server       Pull                answered by  Parameters | Moved
     worker   -> coordinator  Refresh             answered by  Released
     worker   -> coordinator  LeaseRequest        answered by  Granted | Waiting
@@ -103,6 +104,24 @@ class Declared(Message, frozen=True, array_like=True, tag=True):
     worker: int
     incarnation: int
     seed: bool
+
+
+class Attach(Message, frozen=True, array_like=True, tag=True):
+    """The worker shares the memory its gradients will lie in; the arena's descriptor goes along.
+
+    From now on Stage need not carry this worker's blocks: they lie in the arena, by tables.layout.
+    """
+
+    worker: int
+    incarnation: int
+
+
+class Attached(Message, frozen=True, array_like=True, tag=True):
+    """The shard shares the memory its parameters lie in; from now on Parameters carry no bytes."""
+
+    shard: int
+    worker: int
+    incarnation: int
 
 
 # --- the life of a gradient -------------------------------------------------------------------
@@ -203,13 +222,25 @@ class Waiting(Message, frozen=True, array_like=True, tag=True):
 
 
 class Parameters(Message, frozen=True, array_like=True, tag=True):
-    """Blocks at one version; the payload holds them one after the other in the worker's dtype."""
+    """Blocks at one version; the payload holds them one after the other in the worker's dtype.
+
+    Without payload they lie in the shard's arena, which bears this stamp as long as they do.
+    """
 
     shard: int
     worker: int
     incarnation: int
     version: int
     blocks: tuple[int, ...]
+    stamp: int = 0
+
+
+class Copied(Message, frozen=True, array_like=True, tag=True):
+    """The worker does not read the parameters of `version` in the shard's arena any more."""
+
+    worker: int
+    incarnation: int
+    version: int
 
 
 class Pull(Message, frozen=True, array_like=True, tag=True):
@@ -370,8 +401,8 @@ class Status(Message, frozen=True, array_like=True, tag=True):
 
 Any = (
     Hello | Accepted | Refused | Register | Registered | Join | Welcome | Declare | Create | Created
-    | Declared | Stage | Staged | Ready | Commit | Norms | Factors | Applied | Released | Waiting
-    | Parameters | Pull | Moved | Refresh | LeaseRequest | Granted | SnapshotRequest | Saved | SnapshotDone
+    | Declared | Attach | Attached | Stage | Staged | Ready | Commit | Norms | Factors | Applied | Released | Waiting
+    | Parameters | Copied | Pull | Moved | Refresh | LeaseRequest | Granted | SnapshotRequest | Saved | SnapshotDone
     | Leave | Left | Fenced | Stop | Heartbeat | Report | StatusRequest | Status
 )  # fmt: skip
 

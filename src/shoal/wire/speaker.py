@@ -26,7 +26,7 @@ def _coordinator(_: m.Message) -> str:
     return COORDINATOR
 
 
-def _shard(message: m.Staged | m.Parameters | m.Moved | m.Created | m.Applied | m.Norms | m.Saved) -> str:
+def _shard(message: m.Attached | m.Staged | m.Parameters | m.Moved | m.Created | m.Applied | m.Norms | m.Saved) -> str:
     return server_name(message.shard)
 
 
@@ -35,7 +35,7 @@ def _contributor(message: m.Stage | m.Ready) -> str:
 
 
 def _worker(
-    message: m.Declare | m.Pull | m.Refresh | m.LeaseRequest | m.SnapshotRequest | m.Leave | m.Report,
+    message: m.Declare | m.Attach | m.Copied | m.Pull | m.Refresh | m.LeaseRequest | m.SnapshotRequest | m.Leave | m.Report,
 ) -> str:
     return worker_name(message.worker)
 
@@ -51,10 +51,10 @@ def _rank(message: m.Join) -> str:
 _SPEAKERS: dict[type[m.Message], Callable[..., str]] = {
     # A heartbeat may be on its way while a worker that asked for any rank takes the name it got.
     **dict.fromkeys((m.Hello, m.Accepted, m.Refused, m.StatusRequest, m.Heartbeat), _anyone),
-    **dict.fromkeys((m.Staged, m.Parameters, m.Moved, m.Created, m.Applied, m.Norms, m.Saved), _shard),
+    **dict.fromkeys((m.Attached, m.Staged, m.Parameters, m.Moved, m.Created, m.Applied, m.Norms, m.Saved), _shard),
     **dict.fromkeys((m.Stage, m.Ready), _contributor),
     **dict.fromkeys(
-        (m.Declare, m.Pull, m.Refresh, m.LeaseRequest, m.SnapshotRequest, m.Leave, m.Report), _worker
+        (m.Declare, m.Attach, m.Copied, m.Pull, m.Refresh, m.LeaseRequest, m.SnapshotRequest, m.Leave, m.Report), _worker
     ),
     m.Register: _server,
     m.Join: _rank,
