@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from shoal.codec.codec import codec_for
 from shoal.core.machine import Fresh
+from shoal.optim.passes import fused
 from shoal.optim.registry import rule_for
 from shoal.vocabulary import Dataset, Lease, TableSpec
 
@@ -33,8 +35,14 @@ class FakeWorker:
         self.spec = spec
         return True
 
-    def bind(self, parameters: Sequence[np.ndarray]) -> None:
+    def bind(self, parameters: Sequence[np.ndarray], initial: Sequence[np.ndarray] | None = None) -> None:
         self.bound = parameters
+
+    def parameter_memory(self, tensor: int) -> None:
+        """It shares no memory."""
+
+    def gradient_memory(self, tensor: int) -> None:
+        """It shares no memory."""
 
     def seed(self) -> None:
         self.rules = [rule_for(self.spec.rule, settings) for settings in self.spec.groups]
@@ -97,7 +105,10 @@ class FakeWorker:
             tensor = self.spec.tensors[index]
             self.counts[index] += 1
             constants = self.rules[tensor.group].constants(self.counts[index], rates[tensor.group])
-            self.rules[tensor.group].update(self.masters[index], gradient, self.states[index], constants)
+            passes = fused(self.rules[tensor.group], codec_for("float32"))
+            alone = [(gradient.reshape(-1), np.float32(1))]
+            scratch = np.empty(gradient.size, np.float32)
+            passes.update(self.masters[index], self.states[index], constants, alone, np.float32(1), scratch)
             self.bound[index].view(DTYPES[tensor.dtype])[:] = self.masters[index].astype(DTYPES[tensor.dtype])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -55,6 +57,26 @@ def test_weighted_sums_are_float32(dtype: str) -> None:
     wanted = parts[0].float() * float(weights[0]) + parts[1].float() * float(weights[1])
     wanted += parts[2].float() * float(weights[2])
     np.testing.assert_array_equal(total, wanted.numpy())
+
+
+@pytest.mark.parametrize("dtype", TORCH)
+def test_copy_finite_finds_the_one_that_is_not(dtype: str) -> None:
+    codec = CODECS[dtype]
+    bits = np.dtype(np.uint32 if dtype == "float32" else np.uint16)
+    largest = torch.finfo(TORCH[dtype]).max
+    ordinary = torch.tensor([1.0, -0.0, largest, -largest, 2**-24], dtype=TORCH[dtype]).view(torch.uint8).numpy()
+    odd = torch.tensor([math.nan, -math.nan, math.inf, -math.inf], dtype=TORCH[dtype]).view(torch.uint8).numpy()
+    for size in range(71):
+        source = np.resize(ordinary.view(bits), size)
+        destination = np.empty(size, bits)
+        assert codec.copy_finite(destination, source)
+        np.testing.assert_array_equal(destination, source)
+        for position in range(size):
+            for one in odd.view(bits):
+                spoilt = source.copy()
+                spoilt[position] = one
+                assert not codec.copy_finite(destination.view(codec.item), spoilt.view(codec.item))
+                assert destination.tobytes() == spoilt.tobytes()
 
 
 def test_bytes_and_unknown_dtypes() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numba.core.dispatcher import Dispatcher
 
 from shoal.core import machine as k
 from shoal.core.store import Store
@@ -152,6 +153,25 @@ def test_servers_and_threads_do_not_change_a_bit(rule: Rule) -> None:
     for shards, threads in ((2, 1), (3, 1), (1, 3), (2, 2)):
         assert same_bits(alone, run([rule], 3, clip_norm=1.0, shards=shards, threads=threads).parameters())
     assert not same_bits(alone, run([rule], 3, clip_norm=1.001).parameters()), "the comparison can tell"
+
+
+@pytest.mark.parametrize(
+    ("rules", "dtype"),
+    [([AdamW(), AdamW(lr=0.1)], "float32"), ([LAMB()], "bfloat16"), ([SGD(momentum=0.9)], "float16")],
+    ids=["adamw", "lamb", "sgd"],
+)
+def test_no_step_waits_for_a_compiler(rules: list[Rule], dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(table(rules, dtype=dtype, clip_norm=1.0))
+
+    def refuse(kernel: Dispatcher, signature: object) -> None:
+        raise AssertionError(f"{kernel} compiles, or loads from disk, during a step")
+
+    monkeypatch.setattr(Dispatcher, "compile", refuse)
+    cluster.seed(randoms(1, dtype))
+    for step in range(1, 5):
+        contributions = [randoms(10 * step + worker, dtype) for worker in range(step)]
+        cluster.step(contributions, tuple(rule.lr for rule in rules), (1 / step,) * step)
+    assert all(tensor.isfinite().all() for tensor in cluster.parameters())
 
 
 def test_lamb_ratio_is_of_whole_tensors() -> None:

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from shoal.codec.codec import codec_for
 from shoal.errors import ConfigurationError
 from shoal.optim import LAMB, SGD, Adagrad, Adam, AdamW, Lion, RMSprop, Rule
+from shoal.optim.passes import LANES, fused
 from shoal.optim.registry import RULES, rule_for
 
 STEPS = 100
 SHAPES = ((7, 5), (33,), ())
+FLOAT32, ONE, SCRATCH = codec_for("float32"), np.float32(1), np.zeros(LANES, np.float32)
 
 
 def rate_at(rule: Rule, step: int) -> float:
@@ -40,11 +43,11 @@ def train(rules: list[Rule]) -> list[np.ndarray]:
     states = [[np.zeros_like(p) for _ in rule.states] for p, rule in zip(parameters, rules, strict=True)]
     for step, grads in enumerate(gradients(), start=1):
         for p, gradient, state, rule in zip(parameters, grads, states, rules, strict=True):
-            flat, rate = gradient.numpy().reshape(-1), rate_at(rule, step)
+            given, rate, passes = [(gradient.numpy().reshape(-1), ONE)], rate_at(rule, step), fused(rule, FLOAT32)
             if isinstance(rule, LAMB):
-                weights, updates = rule.trust(p, flat, state, rule.constants(step, rate))
+                weights, updates = passes.trust(p, state, rule.constants(step, rate), given, ONE, SCRATCH)
                 rate *= math.sqrt(weights) / math.sqrt(updates)
-            rule.update(p, flat, state, rule.constants(step, rate))
+            passes.update(p, state, rule.constants(step, rate), given, ONE, SCRATCH)
     return parameters
 
 
@@ -141,7 +144,7 @@ def test_first_step_by_hand(name: str) -> None:
     rule = RULES[name]()
     p, g = np.float32([0.1]), np.float32([0.3])
     states = [np.zeros(1, np.float32) for _ in rule.states]
-    rule.update(p, g, states, rule.constants(1, 0.7))
+    fused(rule, FLOAT32).update(p, states, rule.constants(1, 0.7), [(g, ONE)], ONE, SCRATCH)
     exact = 0.1 - {"sgd": 0.21, "adagrad": 0.7, "rmsprop": 7.0, "adam": 0.7, "adamw": 0.7007,
                    "lamb": 0.7 / (1 + 1e-6 / 0.3) + 0.0007, "lion": 0.7}[name]  # fmt: skip
     assert p[0] == pytest.approx(exact, rel=1e-6)

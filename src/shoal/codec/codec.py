@@ -7,48 +7,75 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from shoal.codec import floats
+from shoal.codec import arrays, floats
+from shoal.codec.arrays import Narrow, Widen
 from shoal.errors import ConfigurationError
-from shoal.kernel import Encoded, Floats
+from shoal.kernel import Encoded, Floats, read_only
 
 
 @dataclass(frozen=True)
 class Codec:
     """One wire format. All arrays are one-dimensional, contiguous and equally long.
 
-    first(accumulator, encoded, weight): accumulator = weight * decoded
-    add(accumulator, encoded, weight): accumulator += weight * decoded
-    encode(encoded, values): encoded = values, rounded to nearest even
+    widen(encoded) and narrow(value) turn one element into float32 and back, rounded to nearest even;
+    every kernel is made from these two.
     """
 
     name: str
     item: npt.DTypeLike  # what encoded arrays hold; bfloat16 and float16 travel as their bits
-    first: Callable[[Floats, Encoded, np.float32], None]
-    add: Callable[[Floats, Encoded, np.float32], None]
-    encode: Callable[[Encoded, Floats], None]
+    infinity: int  # its bits: above all numbers, below NaN
+    widen: Widen
+    narrow: Narrow
+
+    @cached_property
+    def first(self) -> Callable[[Floats, Encoded, np.float32], None]:
+        """first(accumulator, encoded, weight): accumulator = weight * widened."""
+        return arrays.first_of(self.widen)
+
+    @cached_property
+    def add(self) -> Callable[[Floats, Encoded, np.float32], None]:
+        """add(accumulator, encoded, weight): accumulator += weight * widened."""
+        return arrays.add_of(self.widen)
+
+    @cached_property
+    def encode(self) -> Callable[[Encoded, Floats], None]:
+        """encode(encoded, values): encoded = values, rounded to nearest even."""
+        return arrays.encode_of(self.narrow)
+
+    def copy_finite(self, destination: Encoded, source: Encoded) -> bool:
+        """Copy encoded elements and tell, in the same pass, whether all of them are finite.
+
+        Both (elements,) of `item`, or of unsigned integers as wide.
+        """
+        if np.dtype(self.item).itemsize == 4:
+            largest = int(arrays.copy_bits32(destination.view(np.uint32), read_only(source).view(np.uint32)))
+        else:
+            largest = int(arrays.copy_bits16(destination.view(np.uint16), read_only(source).view(np.uint16)))
+        return largest < self.infinity
 
     def bytes_of(self, elements: int) -> int:
         """Bytes that `elements` elements take on the wire."""
         return elements * np.dtype(self.item).itemsize
 
     def warm(self) -> None:
-        """Compile the kernels (or load them from disk), so that the first step does not wait for it."""
+        """Compile a server's kernels (or load them from disk), so that the first step does not wait for it."""
         values, encoded = np.zeros(1, np.float32), np.zeros(1, self.item)
-        self.first(values, encoded, np.float32(1))
-        self.add(values, encoded, np.float32(1))
+        self.first(values, read_only(encoded), np.float32(1))
+        self.add(values, read_only(encoded), np.float32(1))
         self.encode(encoded, values)
 
 
 CODECS = {
     codec.name: codec
     for codec in (
-        Codec("float32", np.float32, floats.first_float32, floats.add_float32, floats.encode_float32),
-        Codec("bfloat16", np.uint16, floats.first_bfloat16, floats.add_bfloat16, floats.encode_bfloat16),
-        Codec("float16", np.uint16, floats.first_float16, floats.add_float16, floats.encode_float16),
+        Codec("float32", np.float32, 0x7F800000, floats.widen_float32, floats.narrow_float32),
+        Codec("bfloat16", np.uint16, 0x7F80, floats.widen_bfloat16, floats.narrow_bfloat16),
+        Codec("float16", np.uint16, 0x7C00, floats.widen_float16, floats.narrow_float16),
     )
 }
 

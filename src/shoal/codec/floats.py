@@ -1,18 +1,15 @@
-"""Kernels of the three float formats: decoding is exact, encoding rounds to nearest even as torch does.
+"""One element of the three float formats: widening is exact, narrowing rounds to nearest even as torch does.
 
 bfloat16 is the upper half of a float32. float16 is widened and narrowed with integer steps and one
 float operation that handles subnormals (Giesen, "Half to float done quick" and its inverse), so
-every loop below vectorizes. Each loop is one pass: decode, weigh and add happen in registers.
+every loop around them vectorizes. numba widens integer results to 64 bits; the casts narrow them back.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from shoal.kernel import Encoded, Floats, kernel
-
-Halves = npt.NDArray[np.uint16]
+from shoal.kernel import element
 
 # float16, seen from float32's side.
 _HALF_SIGN = np.uint32(0x8000)
@@ -33,76 +30,31 @@ _FLOAT_INFINITY = np.uint32(0x7F800000)
 _FLOAT_SIGN = np.uint32(0x80000000)
 
 
-@kernel
-def first_float32(accumulator: Floats, encoded: Floats, weight: np.float32) -> None:
-    for i in range(accumulator.size):
-        accumulator[i] = weight * encoded[i]
+@element
+def widen_float32(value: np.float32) -> np.float32:
+    return value
 
 
-@kernel
-def add_float32(accumulator: Floats, encoded: Floats, weight: np.float32) -> None:
-    for i in range(accumulator.size):
-        accumulator[i] += weight * encoded[i]
+@element
+def narrow_float32(value: np.float32) -> np.float32:
+    return value
 
 
-def encode_float32(encoded: Encoded, values: Floats) -> None:
-    np.copyto(encoded, values)
-
-
-@kernel
-def first_bfloat16(accumulator: Floats, encoded: Halves, weight: np.float32) -> None:
-    for i in range(accumulator.size):
-        accumulator[i] = weight * _from_bfloat16(encoded[i])
-
-
-@kernel
-def add_bfloat16(accumulator: Floats, encoded: Halves, weight: np.float32) -> None:
-    for i in range(accumulator.size):
-        accumulator[i] += weight * _from_bfloat16(encoded[i])
-
-
-@kernel
-def encode_bfloat16(encoded: Halves, values: Floats) -> None:
-    for i in range(values.size):
-        encoded[i] = _to_bfloat16(values[i])
-
-
-@kernel
-def first_float16(accumulator: Floats, encoded: Halves, weight: np.float32) -> None:
-    for i in range(accumulator.size):
-        accumulator[i] = weight * _from_float16(encoded[i])
-
-
-@kernel
-def add_float16(accumulator: Floats, encoded: Halves, weight: np.float32) -> None:
-    for i in range(accumulator.size):
-        accumulator[i] += weight * _from_float16(encoded[i])
-
-
-@kernel
-def encode_float16(encoded: Halves, values: Floats) -> None:
-    for i in range(values.size):
-        encoded[i] = _to_float16(values[i])
-
-
-# Helpers, inlined into the loops. numba widens integer results to 64 bits; the casts narrow them back.
-
-
-@kernel
-def _from_bfloat16(half: np.uint16) -> np.float32:
+@element
+def widen_bfloat16(half: np.uint16) -> np.float32:
     return np.uint32(np.uint32(half) << _SIXTEEN).view(np.float32)
 
 
-@kernel
-def _to_bfloat16(value: np.float32) -> np.uint16:
+@element
+def narrow_bfloat16(value: np.float32) -> np.uint16:
     bits = np.float32(value).view(np.uint32)
     odd = (bits >> _SIXTEEN) & _ONE
     rounded = np.uint16((bits + np.uint32(0x7FFF) + odd) >> _SIXTEEN)
     return np.uint16(0x7FC0) if value != value else rounded  # noqa: PLR0124 - NaN is what differs from itself
 
 
-@kernel
-def _from_float16(half: np.uint16) -> np.float32:
+@element
+def widen_float16(half: np.uint16) -> np.float32:
     rest = np.uint32(np.uint32(half) & _HALF_REST)
     sign = np.uint32((np.uint32(half) & _HALF_SIGN) << _SIXTEEN)
     scaled = np.float32(np.uint32(rest << _THIRTEEN).view(np.float32) * _REBIAS)
@@ -112,8 +64,8 @@ def _from_float16(half: np.uint16) -> np.float32:
     return np.uint32(bits | sign).view(np.float32)
 
 
-@kernel
-def _to_float16(value: np.float32) -> np.uint16:
+@element
+def narrow_float16(value: np.float32) -> np.uint16:
     raw = np.float32(value).view(np.uint32)
     sign = np.uint32(raw & _FLOAT_SIGN)
     bits = np.uint32(raw ^ sign)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from shoal.kernel import Floats, kernel
-from shoal.optim.rule import Rule, pack
+from shoal.kernel import element
+from shoal.optim.rule import Constants, Formula, Moved, Rule, Value, Values, pack
 
 
 @dataclass(frozen=True)
@@ -30,19 +29,19 @@ class Adagrad(Rule):
     def states(self) -> tuple[str, ...]:
         return ("sum",)
 
-    def constants(self, step: int, rate: float) -> Floats:
+    def constants(self, step: int, rate: float) -> Constants:
         start = self.initial_accumulator_value if step == 1 else 0.0  # state arrays begin as zeros
         return pack(rate / (1 + (step - 1) * self.lr_decay), self.weight_decay, start, self.eps)
 
-    def update(self, parameters: Floats, gradient: Floats, states: Sequence[Floats], constants: Floats) -> None:
-        _adagrad(parameters, gradient, states[0], constants)
+    @property
+    def formula(self) -> Formula:
+        return _adagrad
 
 
-@kernel
-def _adagrad(parameters: Floats, gradient: Floats, total: Floats, constants: Floats) -> None:
-    rate, weight_decay, start, eps = constants[0], constants[1], constants[2], constants[3]
-    for i in range(parameters.size):
-        g = gradient[i] + weight_decay * parameters[i]
-        s = (total[i] + start) + g * g
-        total[i] = s
-        parameters[i] -= rate * g / (np.sqrt(s) + eps)
+@element
+def _adagrad(p: Value, g: Value, states: Values, constants: Constants) -> Moved:
+    rate, weight_decay, start, eps = constants
+    (total,) = states
+    g = g + weight_decay * p
+    s = (total + start) + g * g
+    return p - rate * g / (np.sqrt(s) + eps), (s,)

@@ -1,20 +1,19 @@
 """Adam (Kingma and Ba 2014, arXiv 1412.6980) and AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101).
 
-Both as torch.optim defines them, without amsgrad. They share one kernel: the two differ in whether
+Both as torch.optim defines them, without amsgrad. They share one formula: the two differ in whether
 weight decay joins the gradient or shrinks the parameters.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from shoal.kernel import Floats, kernel
-from shoal.optim.rule import Rule, pack
+from shoal.kernel import element
+from shoal.optim.rule import Constants, Formula, Moved, Rule, Value, Values, pack
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Adam(Rule):
     def states(self) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq")
 
-    def constants(self, step: int, rate: float) -> Floats:
+    def constants(self, step: int, rate: float) -> Constants:
         beta1, beta2 = self.betas
         into_gradient, shrink = (0.0, 1 - rate * self.weight_decay) if self.decoupled else (self.weight_decay, 1.0)
         return pack(
@@ -50,8 +49,9 @@ class Adam(Rule):
             shrink,
         )
 
-    def update(self, parameters: Floats, gradient: Floats, states: Sequence[Floats], constants: Floats) -> None:
-        _adam(parameters, gradient, states[0], states[1], constants)
+    @property
+    def formula(self) -> Formula:
+        return _adam
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,11 @@ class AdamW(Adam):
     weight_decay: float = 1e-2
 
 
-@kernel
-def _adam(parameters: Floats, gradient: Floats, first: Floats, second: Floats, constants: Floats) -> None:
-    rate, correction, gain1, beta2 = constants[0], constants[1], constants[2], constants[3]
-    gain2, eps, into_gradient, shrink = constants[4], constants[5], constants[6], constants[7]
-    for i in range(parameters.size):
-        p = parameters[i]
-        g = gradient[i] + into_gradient * p
-        m = first[i] + gain1 * (g - first[i])
-        v = beta2 * second[i] + gain2 * (g * g)
-        first[i] = m
-        second[i] = v
-        parameters[i] = shrink * p - rate * m / (np.sqrt(v) / correction + eps)
+@element
+def _adam(p: Value, g: Value, states: Values, constants: Constants) -> Moved:
+    rate, correction, gain1, beta2, gain2, eps, into_gradient, shrink = constants
+    first, second = states
+    g = g + into_gradient * p
+    m = first + gain1 * (g - first)
+    v = beta2 * second + gain2 * (g * g)
+    return shrink * p - rate * m / (np.sqrt(v) / correction + eps), (m, v)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from shoal.kernel import Floats, kernel
-from shoal.optim.rule import Rule, pack
+from shoal.kernel import element
+from shoal.optim.rule import Constants, Direction, Formula, Moved, Rule, Value, Values, pack
 
 
 @dataclass(frozen=True)
 class LAMB(Rule):
     """u = m' / (sqrt(v') + eps) + weight_decay * p; p -= lr * ||p|| / ||u|| * u, norms over a tensor.
 
-    The ratio is 1 where either norm is 0. It reaches update as part of the learning rate, since u
+    The ratio is 1 where either norm is 0. It reaches the formula as part of the learning rate, since u
     does not depend on it.
     """
 
@@ -32,7 +31,7 @@ class LAMB(Rule):
     def states(self) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq")
 
-    def constants(self, step: int, rate: float) -> Floats:
+    def constants(self, step: int, rate: float) -> Constants:
         beta1, beta2 = self.betas
         return pack(
             rate,
@@ -45,44 +44,25 @@ class LAMB(Rule):
             self.weight_decay,
         )
 
-    def update(self, parameters: Floats, gradient: Floats, states: Sequence[Floats], constants: Floats) -> None:
-        _lamb(parameters, gradient, states[0], states[1], constants)
+    @property
+    def formula(self) -> Formula:
+        return _lamb
 
-    def trust(
-        self, parameters: Floats, gradient: Floats, states: Sequence[Floats], constants: Floats
-    ) -> tuple[float, float]:
-        """(sum of p**2, sum of u**2) in float64, before the update; changes nothing."""
-        weights, updates = _trust(parameters, gradient, states[0], states[1], constants)
-        return float(weights), float(updates)
+    @property
+    def direction(self) -> Direction:
+        return _direction
 
 
-@kernel
-def _lamb(parameters: Floats, gradient: Floats, first: Floats, second: Floats, constants: Floats) -> None:
-    rate, correction1, correction2, gain1 = constants[0], constants[1], constants[2], constants[3]
-    beta2, gain2, eps, weight_decay = constants[4], constants[5], constants[6], constants[7]
-    for i in range(parameters.size):
-        p, g = parameters[i], gradient[i]
-        m = first[i] + gain1 * (g - first[i])
-        v = beta2 * second[i] + gain2 * (g * g)
-        first[i] = m
-        second[i] = v
-        u = (m / correction1) / (np.sqrt(v) / correction2 + eps) + weight_decay * p
-        parameters[i] = p - rate * u
+@element
+def _lamb(p: Value, g: Value, states: Values, constants: Constants) -> Moved:
+    u, kept = _direction(p, g, states, constants)
+    return p - constants[0] * u, kept
 
 
-@kernel
-def _trust(
-    parameters: Floats, gradient: Floats, first: Floats, second: Floats, constants: Floats
-) -> tuple[np.float64, np.float64]:
-    correction1, correction2, gain1 = constants[1], constants[2], constants[3]
-    beta2, gain2, eps, weight_decay = constants[4], constants[5], constants[6], constants[7]
-    weights = np.float64(0)
-    updates = np.float64(0)
-    for i in range(parameters.size):
-        p, g = parameters[i], gradient[i]
-        m = first[i] + gain1 * (g - first[i])
-        v = beta2 * second[i] + gain2 * (g * g)
-        u = (m / correction1) / (np.sqrt(v) / correction2 + eps) + weight_decay * p
-        weights += np.float64(p) * np.float64(p)
-        updates += np.float64(u) * np.float64(u)
-    return weights, updates
+@element
+def _direction(p: Value, g: Value, states: Values, constants: Constants) -> Moved:
+    _, correction1, correction2, gain1, beta2, gain2, eps, weight_decay = constants
+    first, second = states
+    m = first + gain1 * (g - first)
+    v = beta2 * second + gain2 * (g * g)
+    return (m / correction1) / (np.sqrt(v) / correction2 + eps) + weight_decay * p, (m, v)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from shoal.kernel import Floats, kernel
-from shoal.optim.rule import Rule, pack
+from shoal.kernel import element
+from shoal.optim.rule import Constants, Formula, Moved, Rule, Value, Values, pack
 
 
 @dataclass(frozen=True)
@@ -29,19 +28,17 @@ class Lion(Rule):
     def states(self) -> tuple[str, ...]:
         return ("exp_avg",)
 
-    def constants(self, step: int, rate: float) -> Floats:
+    def constants(self, step: int, rate: float) -> Constants:
         beta1, beta2 = self.betas
         return pack(rate, 1 - rate * self.weight_decay, beta1, 1 - beta1, beta2, 1 - beta2)
 
-    def update(self, parameters: Floats, gradient: Floats, states: Sequence[Floats], constants: Floats) -> None:
-        _lion(parameters, gradient, states[0], constants)
+    @property
+    def formula(self) -> Formula:
+        return _lion
 
 
-@kernel
-def _lion(parameters: Floats, gradient: Floats, first: Floats, constants: Floats) -> None:
-    rate, shrink, beta1, gain1 = constants[0], constants[1], constants[2], constants[3]
-    beta2, gain2 = constants[4], constants[5]
-    for i in range(parameters.size):
-        g, m = gradient[i], first[i]
-        parameters[i] = shrink * parameters[i] - rate * np.sign(beta1 * m + gain1 * g)
-        first[i] = beta2 * m + gain2 * g
+@element
+def _lion(p: Value, g: Value, states: Values, constants: Constants) -> Moved:
+    rate, shrink, beta1, gain1, beta2, gain2 = constants
+    (m,) = states
+    return shrink * p - rate * np.sign(beta1 * m + gain1 * g), (beta2 * m + gain2 * g,)

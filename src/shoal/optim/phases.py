@@ -12,7 +12,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from shoal.kernel import Floats, kernel
 from shoal.optim.registry import rule_type
 from shoal.vocabulary import TableSpec
 
@@ -37,26 +36,6 @@ def reduce(spec: TableSpec, phase: str, partials: Mapping[int, Partial]) -> tupl
             return _trust_ratios(len(spec.tensors), partials)
         case other:
             raise ValueError(f"unknown phase {other!r}")
-
-
-@kernel
-def sum_of_squares(gradient: Floats) -> np.float64:
-    """In float64, over eight interleaved sums in a fixed order: fast, and the same bits everywhere."""
-    a, b, c, d = np.float64(0), np.float64(0), np.float64(0), np.float64(0)
-    e, f, g, h = np.float64(0), np.float64(0), np.float64(0), np.float64(0)
-    whole = gradient.size // 8 * 8
-    for i in range(0, whole, 8):
-        a += np.float64(gradient[i]) ** 2
-        b += np.float64(gradient[i + 1]) ** 2
-        c += np.float64(gradient[i + 2]) ** 2
-        d += np.float64(gradient[i + 3]) ** 2
-        e += np.float64(gradient[i + 4]) ** 2
-        f += np.float64(gradient[i + 5]) ** 2
-        g += np.float64(gradient[i + 6]) ** 2
-        h += np.float64(gradient[i + 7]) ** 2
-    for i in range(whole, gradient.size):
-        a += np.float64(gradient[i]) ** 2
-    return ((a + b) + (c + d)) + ((e + f) + (g + h))
 
 
 def _clip_factor(clip_norm: float, squares: float) -> float:

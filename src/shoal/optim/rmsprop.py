@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from shoal.kernel import Floats, kernel
-from shoal.optim.rule import Rule, pack
-
-_ABSENT = np.empty(0, np.float32)  # stands in for a state array that these settings do without
+from shoal.kernel import element
+from shoal.optim.rule import Constants, Formula, Moved, Rule, Value, Values, pack
 
 
 @dataclass(frozen=True)
@@ -39,32 +36,54 @@ class RMSprop(Rule):
             *(("momentum_buffer",) if self.momentum else ()),
         )
 
-    def constants(self, step: int, rate: float) -> Floats:
+    def constants(self, step: int, rate: float) -> Constants:
         return pack(rate, self.weight_decay, self.alpha, 1 - self.alpha, self.eps, self.momentum)
 
-    def update(self, parameters: Floats, gradient: Floats, states: Sequence[Floats], constants: Floats) -> None:
-        mean = states[1] if self.centered else _ABSENT
-        buffer = states[-1] if self.momentum else _ABSENT
-        _rmsprop(parameters, gradient, states[0], mean, buffer, constants)
+    @property
+    def formula(self) -> Formula:
+        return {
+            (False, False): _rmsprop,
+            (False, True): _rmsprop_momentum,
+            (True, False): _rmsprop_centered,
+            (True, True): _rmsprop_centered_momentum,
+        }[self.centered, self.momentum != 0]
 
 
-@kernel
-def _rmsprop(
-    parameters: Floats, gradient: Floats, square: Floats, mean: Floats, buffer: Floats, constants: Floats
-) -> None:
-    rate, weight_decay, alpha, gain = constants[0], constants[1], constants[2], constants[3]
-    eps, momentum = constants[4], constants[5]
-    centered, buffered = mean.size > 0, buffer.size > 0  # the compiler makes a loop for each case
-    for i in range(parameters.size):
-        g = gradient[i] + weight_decay * parameters[i]
-        s = alpha * square[i] + gain * (g * g)
-        square[i] = s
-        if centered:
-            a = mean[i] + gain * (g - mean[i])
-            mean[i] = a
-            s = s - a * a
-        q = g / (np.sqrt(s) + eps)
-        if buffered:
-            q = momentum * buffer[i] + q
-            buffer[i] = q
-        parameters[i] -= rate * q
+@element
+def _rmsprop(p: Value, g: Value, states: Values, constants: Constants) -> Moved:
+    rate, weight_decay, alpha, gain, eps, _ = constants
+    (square,) = states
+    g = g + weight_decay * p
+    s = alpha * square + gain * (g * g)
+    return p - rate * (g / (np.sqrt(s) + eps)), (s,)
+
+
+@element
+def _rmsprop_momentum(p: Value, g: Value, states: Values, constants: Constants) -> Moved:
+    rate, weight_decay, alpha, gain, eps, momentum = constants
+    square, buffer = states
+    g = g + weight_decay * p
+    s = alpha * square + gain * (g * g)
+    b = momentum * buffer + g / (np.sqrt(s) + eps)
+    return p - rate * b, (s, b)
+
+
+@element
+def _rmsprop_centered(p: Value, g: Value, states: Values, constants: Constants) -> Moved:
+    rate, weight_decay, alpha, gain, eps, _ = constants
+    square, mean = states
+    g = g + weight_decay * p
+    s = alpha * square + gain * (g * g)
+    a = mean + gain * (g - mean)
+    return p - rate * (g / (np.sqrt(s - a * a) + eps)), (s, a)
+
+
+@element
+def _rmsprop_centered_momentum(p: Value, g: Value, states: Values, constants: Constants) -> Moved:
+    rate, weight_decay, alpha, gain, eps, momentum = constants
+    square, mean, buffer = states
+    g = g + weight_decay * p
+    s = alpha * square + gain * (g * g)
+    a = mean + gain * (g - mean)
+    b = momentum * buffer + g / (np.sqrt(s - a * a) + eps)
+    return p - rate * b, (s, a, b)

@@ -1,23 +1,34 @@
-"""What every server-side update rule keeps: frozen settings, checked at the door, and one pass per block.
+"""What every server-side update rule keeps: frozen settings, checked at the door, and a formula for one element.
 
 A rule is a value that the user writes (`AdamW(lr=3e-4)`) and the server rebuilds from a TableSpec.
 All scalar arithmetic (bias corrections, decay factors) is done in float64 once per block and handed
-to the kernel as a few float32 constants, as torch does, so a kernel is nothing but its formula.
+over as a few float32 constants, as torch does, so a rule is nothing but its formula; the loop around
+it is made in loops.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from shoal.errors import ConfigurationError
-from shoal.kernel import Floats
 
 Settings = tuple[tuple[str, float], ...]
+
+# What a formula computes with: a float32 in a kernel; in plain Python an array of them does as well.
+Value = Any
+Values = tuple[Value, ...]
+Constants = tuple[np.float32, ...]
+
+# formula(parameter, gradient, states, constants) -> (new parameter, new states), all of one element.
+Moved = tuple[Value, Values]
+Formula = Callable[[Value, Value, Values, Constants], Moved]
+# The same, but in place of the new parameter what it would move by, before learning rate and trust.
+Direction = Formula
 
 
 @dataclass(frozen=True)
@@ -101,16 +112,22 @@ class Rule:
 
     @property
     def states(self) -> tuple[str, ...]:
-        """The names of the float32 state arrays that each block needs, in the order update takes them."""
+        """The names of the float32 state arrays that each block needs, in the order the formula takes them."""
         return ()
 
-    def constants(self, step: int, rate: float) -> Floats:
-        """The kernel's constants at a block's step-th update (from 1) with learning rate `rate`."""
+    def constants(self, step: int, rate: float) -> Constants:
+        """The formula's constants at a block's step-th update (from 1) with learning rate `rate`."""
         raise NotImplementedError
 
-    def update(self, parameters: Floats, gradient: Floats, states: Sequence[Floats], constants: Floats) -> None:
-        """Update parameters and states in place, in one pass. All arrays (elements,) float32."""
+    @property
+    def formula(self) -> Formula:
+        """What happens to one element; an element function (kernel.py) of the rule's module."""
         raise NotImplementedError
+
+    @property
+    def direction(self) -> Direction | None:
+        """What the trust phase measures, for a rule that has it."""
+        return None
 
     def _flat(self) -> list[tuple[str, Any]]:
         """The settings that are given, in order, with betas taken apart."""
@@ -128,6 +145,6 @@ class Rule:
         return flat
 
 
-def pack(*values: float) -> Floats:
-    """Constants for a kernel, each rounded once from float64 to float32."""
-    return np.array(values, np.float32)
+def pack(*values: float) -> Constants:
+    """Constants for a formula, each rounded once from float64 to float32."""
+    return tuple(np.float32(value) for value in values)

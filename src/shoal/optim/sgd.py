@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal.errors import ConfigurationError
-from shoal.kernel import Floats, kernel
-from shoal.optim.rule import Rule, pack
+from shoal.kernel import element
+from shoal.optim.rule import Constants, Formula, Moved, Rule, Value, Values, pack
 
 
 @dataclass(frozen=True)
@@ -39,31 +38,26 @@ class SGD(Rule):
     def states(self) -> tuple[str, ...]:
         return ("momentum_buffer",) if self.momentum else ()
 
-    def constants(self, step: int, rate: float) -> Floats:
+    def constants(self, step: int, rate: float) -> Constants:
         kept, gained = (0.0, 1.0) if step == 1 else (self.momentum, 1 - self.dampening)
         of_gradient, of_buffer = (1.0, self.momentum) if self.nesterov else (0.0, 1.0)
         return pack(rate, self.weight_decay, kept, gained, of_gradient, of_buffer)
 
-    def update(self, parameters: Floats, gradient: Floats, states: Sequence[Floats], constants: Floats) -> None:
-        if states:
-            _momentum(parameters, gradient, states[0], constants)
-        else:
-            _plain(parameters, gradient, constants)
+    @property
+    def formula(self) -> Formula:
+        return _sgd_momentum if self.momentum else _sgd
 
 
-@kernel
-def _plain(parameters: Floats, gradient: Floats, constants: Floats) -> None:
+@element
+def _sgd(p: Value, g: Value, states: Values, constants: Constants) -> Moved:
     rate, weight_decay = constants[0], constants[1]
-    for i in range(parameters.size):
-        parameters[i] -= rate * (gradient[i] + weight_decay * parameters[i])
+    return p - rate * (g + weight_decay * p), ()
 
 
-@kernel
-def _momentum(parameters: Floats, gradient: Floats, buffer: Floats, constants: Floats) -> None:
-    rate, weight_decay, kept, gained = constants[0], constants[1], constants[2], constants[3]
-    of_gradient, of_buffer = constants[4], constants[5]
-    for i in range(parameters.size):
-        g = gradient[i] + weight_decay * parameters[i]
-        b = kept * buffer[i] + gained * g
-        buffer[i] = b
-        parameters[i] -= rate * (of_gradient * g + of_buffer * b)
+@element
+def _sgd_momentum(p: Value, g: Value, states: Values, constants: Constants) -> Moved:
+    rate, weight_decay, kept, gained, of_gradient, of_buffer = constants
+    (buffer,) = states
+    g = g + weight_decay * p
+    b = kept * buffer + gained * g
+    return p - rate * (of_gradient * g + of_buffer * b), (b,)

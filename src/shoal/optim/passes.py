@@ -1,0 +1,166 @@
+"""One rule over one wire format: a block is read once and written once, whatever the number of contributors.
+
+The same contributions in the same order give the same bits: for parameters and states those of
+decode, weigh, add, scale and rule done one after the other in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from shoal.kernel import Encoded, Floats, read_only
+from shoal.optim import loops
+from shoal.optim.loops import LANES, Loop, Sources, Weights
+from shoal.optim.rule import Constants, Direction, Formula, Rule
+
+Contributions = Sequence[tuple[Encoded, np.float32]]  # what each contributor sent, and its weight
+
+FORMS = (loops.one, loops.two, loops.more)
+
+
+class Format(Protocol):
+    """What a pass needs of a wire format; codec.Codec has it."""
+
+    def __hash__(self) -> int: ...
+    @property
+    def item(self) -> Any: ...
+    @property
+    def widen(self) -> Callable[[Any], Any]: ...
+    @property
+    def narrow(self) -> Callable[[Any], Any]: ...
+    @property
+    def first(self) -> Callable[[Floats, Encoded, np.float32], None]: ...
+    @property
+    def add(self) -> Callable[[Floats, Encoded, np.float32], None]: ...
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The passes over a block's arrays, all (elements,) contiguous; get one from fused().
+
+    contributions: at least one, in the order in which they combine.
+    scratch: float32, a multiple of LANES elements, used from the third contribution on, when a block
+    is worked on in pieces of that size whose sum stays in the core's cache. Its size changes no result.
+    factor: multiplies the combined gradient; 1 leaves it alone.
+    """
+
+    formula: Formula
+    direction: Direction | None
+    states: int
+    codec: Format
+
+    def update(
+        self,
+        parameters: Floats,
+        states: Sequence[Floats],
+        constants: Constants,
+        contributions: Contributions,
+        factor: np.float32,
+        scratch: Floats,
+        published: Encoded | None = None,
+    ) -> None:
+        """Update parameters and states in place; published takes the new parameters in wire format."""
+        loop = self._updates[_form(contributions)]
+        for piece, sources, weights in self._pieces(contributions, scratch):
+            arrays = tuple(state[piece] for state in states)
+            target = None if published is None else published[piece]
+            loop(parameters[piece], arrays, constants, sources, weights, np.float32(factor), target)
+
+    def squares(self, contributions: Contributions, scratch: Floats) -> float:
+        """The sum of squares of the combined gradient, in float64."""
+        sums = np.zeros(LANES)
+        loop = self._squares[_form(contributions)]
+        for _, sources, weights in self._pieces(contributions, scratch):
+            loop(sums, sources, weights)
+        return math.fsum(sums.tolist())
+
+    def trust(
+        self,
+        parameters: Floats,
+        states: Sequence[Floats],
+        constants: Constants,
+        contributions: Contributions,
+        factor: np.float32,
+        scratch: Floats,
+    ) -> tuple[float, float]:
+        """(sum of p**2, sum of u**2) in float64 before the update, u the rule's direction; changes nothing."""
+        of_parameters, of_updates = np.zeros(LANES), np.zeros(LANES)
+        loop = self._trusts[_form(contributions)]
+        for piece, sources, weights in self._pieces(contributions, scratch):
+            arrays = tuple(state[piece] for state in states)
+            loop(of_parameters, of_updates, parameters[piece], arrays, constants, sources, weights, np.float32(factor))
+        return math.fsum(of_parameters.tolist()), math.fsum(of_updates.tolist())
+
+    def warm(self, constants: Constants, *, squares: bool = False, published: bool = False) -> None:
+        """Compile the loops (or load them from disk), so that no step waits for it.
+
+        constants: any of the rule's. squares: whether gradients will be measured, for clip_norm;
+        published: whether update will be given memory to publish in.
+        """
+        parameters, scratch, factor = np.zeros(1, np.float32), np.zeros(LANES, np.float32), np.float32(1)
+        states, encoded = [np.zeros(1, np.float32) for _ in range(self.states)], np.zeros(1, self.codec.item)
+        target = np.zeros(1, self.codec.item) if published else None
+        for count in range(1, len(FORMS) + 1):
+            contributions = [(encoded, np.float32(0))] * count
+            if squares:
+                self.squares(contributions, scratch)
+            if self.direction is not None:
+                self.trust(parameters, states, constants, contributions, factor, scratch)
+            self.update(parameters, states, constants, contributions, factor, scratch, target)
+
+    def _pieces(self, contributions: Contributions, scratch: Floats) -> Iterator[tuple[slice, Sources, Weights]]:
+        """Where each piece of the block lies, and the sources and weights that its form of loop takes."""
+        arrays = tuple(read_only(encoded) for encoded, _ in contributions)
+        weights = tuple(np.float32(weight) for _, weight in contributions)
+        if _form(contributions) < FORMS.index(loops.more):
+            yield slice(None), arrays, weights
+            return
+        elements = arrays[0].size
+        for start in range(0, elements, scratch.size):
+            piece = slice(start, min(start + scratch.size, elements))
+            total = scratch[: piece.stop - start]
+            combine = self.codec.first
+            for array, weight in zip(arrays[:-1], weights[:-1], strict=True):
+                combine(total, array[piece], weight)
+                combine = self.codec.add
+            yield piece, (total, arrays[-1][piece]), weights[-1:]
+
+    # Compiled when first called.
+
+    @cached_property
+    def _updates(self) -> tuple[Loop, ...]:
+        codec = self.codec
+        return tuple(
+            loops.update_loop(self.formula, self.states, codec.widen, codec.narrow, gradient) for gradient in FORMS
+        )
+
+    @cached_property
+    def _squares(self) -> tuple[Loop, ...]:
+        return tuple(loops.squares_loop(self.codec.widen, gradient) for gradient in FORMS)
+
+    @cached_property
+    def _trusts(self) -> tuple[Loop, ...]:
+        assert self.direction is not None, "only a rule with a direction is asked for its trust"
+        return tuple(loops.trust_loop(self.direction, self.states, self.codec.widen, gradient) for gradient in FORMS)
+
+
+def fused(rule: Rule, codec: Format) -> Passes:
+    """The passes of a rule over blocks in a codec's format; one object for all rules of the same formula."""
+    return _fused(rule.formula, rule.direction, len(rule.states), codec)
+
+
+@cache
+def _fused(formula: Formula, direction: Direction | None, states: int, codec: Format) -> Passes:
+    return Passes(formula, direction, states, codec)
+
+
+def _form(contributions: Contributions) -> int:
+    """Which of FORMS combines so many."""
+    assert contributions, "a block that nobody contributed to has no gradient, and is not passed over"
+    return min(len(contributions), len(FORMS)) - 1
