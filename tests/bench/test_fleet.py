@@ -97,3 +97,31 @@ def test_a_late_process_is_named(place: tuple[str, Path]) -> None:
             conductor.ask({"a": Number(60_000)}, Number, 0.2, "a long sum")
         with pytest.raises(DeadlineError, match="not there after 0.1 s: z"):
             conductor.gather(["a", "z"], 0.1)
+
+
+def test_a_paused_process_answers_once_it_goes_on_and_ends_all_the_same(place: tuple[str, Path]) -> None:
+    script, control = place
+    with Fleet("t", 1, 1) as fleet, Conductor(control, fleet.check, fleet.why) as conductor:
+        fleet.start("a", (script, str(control), "a"))
+        conductor.gather(["a"], 30)
+        fleet.pause(["a"])
+        with pytest.raises(DeadlineError, match="a did not finish a sum"):
+            conductor.ask({"a": Number(1)}, Number, 0.3, "a sum")
+        fleet.resume(["a"])
+        assert conductor.ask({}, Number, 1, "nothing") == {}
+        fleet.pause(["a"])
+        pid = fleet.pid("a")
+        start = time.monotonic()
+        fleet.end(["a"])
+        assert time.monotonic() - start < 2
+        assert not running(pid)
+
+
+def test_a_prefix_becomes_the_command_behind_it(place: tuple[str, Path]) -> None:
+    script, control = place
+    with Fleet("t", 1, 1) as fleet, Conductor(control, fleet.check, fleet.why) as conductor:
+        fleet.start("a", (script, str(control), "a"), ("/usr/bin/env", "SEEN=yes"))
+        conductor.gather(["a"], 30)
+        environment = Path(f"/proc/{fleet.pid('a')}/environ").read_bytes().split(b"\0")
+        assert b"SEEN=yes" in environment
+        assert b"SHOAL_JOB=t" in environment

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shoal.bench.exchange import TOLERANCE, WrongResultError, verify
 from shoal.bench.orders import Answer
 from shoal.bench.rules import RULES
 from shoal.bench.shapes import gpt_shapes
+from shoal.bench.verdict import TOLERANCE, WrongResultError, verify
 from shoal.bench.workload import SETS, difference, digest, gradients_of, model_of, reference, torch_optimizer
 
 PARAMS = 20_000
@@ -38,7 +38,7 @@ def test_the_mean_gradient_passes(name: str) -> None:
 def test_any_other_combination_is_caught(name: str, factors: tuple[float, float]) -> None:
     found = difference(trained(name, factors), reference(PARAMS, 2, name, STEPS))
     with pytest.raises(WrongResultError, match="off that of torch"):
-        verify("shoal", [Answer(digest="a", difference=found), Answer(digest="a")])
+        verify("shoal", [Answer(digests=("a",), difference=found), Answer(digests=("a",))])
 
 
 def test_a_missing_step_is_caught() -> None:
@@ -50,17 +50,17 @@ def test_nan_is_caught() -> None:
     broken = [weight.clone() for weight in weights]
     broken[3].view(-1)[0] = float("nan")
     with pytest.raises(WrongResultError):
-        verify("shoal", [Answer(digest="a", difference=difference(broken, weights))])
+        verify("shoal", [Answer(digests=("a",), difference=difference(broken, weights))])
 
 
 def test_workers_that_differ_by_one_bit_are_caught() -> None:
     weights = reference(PARAMS, 1, "sgd", 1)
     other = [weight.clone() for weight in weights]
     other[-1].view(torch.int32).view(-1)[-1] ^= 1
-    answers = [Answer(digest=digest(weights), difference=0.0), Answer(digest=digest(other))]
+    answers = [Answer(digests=(digest(weights),), difference=0.0), Answer(digests=(digest(other),))]
     with pytest.raises(WrongResultError, match="do not hold the same"):
         verify("ddp", answers)
-    assert verify("ddp", [answers[0], Answer(digest=digest(weights))]) == 0.0
+    assert verify("ddp", [answers[0], Answer(digests=(digest(weights),))]) == 0.0
 
 
 def test_backward_hands_out_the_gradients_where_they_lie() -> None:

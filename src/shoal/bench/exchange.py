@@ -1,15 +1,15 @@
-"""Gradients in, update, parameters out: how long an exchange takes, beside a peer in the same run.
+"""Gradients in, update, parameters out: how long an exchange takes, beside peers in the same run.
 
-Both sides are alive throughout and take turns, some steps each; the idle one waits for a line on a
-socket (Shoal's nodes look at the clock twenty times a second), so the machine's moods hit both. A
-step is one turn of the loop a user writes (forward, backward, optimizer.step, zero_grad) on a model whose
-forward and backward compute nothing: through Shoal's public optimizer on one side, DDP or a flat
-all-reduce and torch's fused optimizer on the other. The first step of each turn is not counted: the
-caches still hold the other side's data. A step's time is that of its slowest worker.
+Shoal's job runs throughout; the peers come one after another, so that each has the machine's memory.
+While a peer is there, both sides are alive and take turns, some steps each. The idle one waits for a
+line on a socket (Shoal's nodes look at the clock twenty times a second; a peer that spins instead is
+stopped meanwhile). So the machine's moods hit both, and each peer is compared with the steps that Shoal
+took between its own. A step is one turn of the loop a user writes (forward, backward, optimizer.step,
+zero_grad) on a model whose forward and backward compute nothing. The first step of each turn is not
+counted: the caches still hold the other side's data. A step's time is that of its slowest worker.
 
-Every run is checked at its end. All workers of a side must hold the same bits, and on each side the
-parameters must be those of one process with torch's own optimizer on the mean gradient, within
-TOLERANCE. If not, there is no result but an error.
+Every row is checked (verdict.py): both sides hold what torch's optimizer makes of the mean gradient, to
+the same bit on all of their workers. If not, there is no row but an error.
 """
 
 from __future__ import annotations
@@ -17,62 +17,75 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import msgspec
 
 from shoal.bench.control import Conductor
 from shoal.bench.fleet import Fleet
 from shoal.bench.floor import COPIES, Bandwidth, touched_bytes
-from shoal.bench.orders import SHOAL, Answer, Order, Setup, worker_name
+from shoal.bench.memory import Meter, ServerMemory
+from shoal.bench.orders import SHOAL, Role, Setup, worker_name
+from shoal.bench.peers.catalogue import PEERS
 from shoal.bench.rows import Row, Seconds
 from shoal.bench.rules import RULES
 from shoal.bench.shapes import elements, gpt_shapes
-from shoal.errors import ConfigurationError, ShoalError
+from shoal.bench.sides import LOOPBACK, Place, Seat, Show, Side, parts
+from shoal.bench.verdict import TOLERANCE
+from shoal.errors import ConfigurationError
 
-TOLERANCE = 1e-5  # of a parameter's absolute difference from the reference, after all steps
-PEER_NAMES = ("ddp", "allreduce", "none")
-READY_SECONDS = 180.0
-ORDER_SECONDS = 600.0
-
-Show = Callable[[str, int, int], None]  # what is under way, turns done, turns in all
-
-
-class WrongResultError(ShoalError):
-    """A side's parameters are not what its optimizer should have made of them."""
+READY_SECONDS = 240.0
+END_SECONDS = 20.0  # for a peer to shut itself down
+PROGRAM = ("-m", "shoal.bench.exchange_worker")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure. steps: of each side, dealt out over `rounds` turns; warmup: of each side, before."""
+    """What to measure. steps: of each side beside each peer, dealt out over `rounds` turns; warmup: before."""
 
     params: int
     workers: int = 2
     servers: int = 1
-    transport: str = "tcp"
+    transport: str = "shm"
     optimizer: str = "adamw"
-    peer: str = "ddp"
+    peers: tuple[str, ...] = ("ddp",)
     steps: int = 50
     warmup: int = 5
     rounds: int = 5
 
     def check(self) -> None:
         """Raises ConfigurationError for what cannot be measured."""
-        for name, known in (("transport", COPIES), ("optimizer", RULES), ("peer", PEER_NAMES)):
+        for name, known in (("transport", COPIES), ("optimizer", RULES)):
             if getattr(self, name) not in known:
                 raise ConfigurationError(f"--{name} {getattr(self, name)}: known are {', '.join(known)}")
+        for peer in self.peers:
+            if peer not in PEERS:
+                raise ConfigurationError(f"--peer {peer}: known are {', '.join(PEERS)}")
         for name, least in (("workers", 1), ("servers", 1), ("steps", 1), ("warmup", 2), ("rounds", 1)):
             # Two steps before the first turn: in one Shoal and DDP learn in which order gradients come.
             if getattr(self, name) < least:
                 raise ConfigurationError(f"--{name} {getattr(self, name)} must be at least {least}")
 
+    @property
+    def states(self) -> int:
+        """How many arrays the rule keeps beside the parameters."""
+        return len(RULES[self.optimizer].states)
+
+    @property
+    def turns(self) -> int:
+        """How often something is shown."""
+        return 1 + sum(3 + (self.rounds + 1) * (1 + bool(peer)) for peer in self.peers or ("",))
+
 
 class ExchangeRow(Row, frozen=True, kw_only=True):
-    """One exchange. step_seconds, peer_step_seconds: each counted step in order.
+    """One exchange beside one peer. step_seconds, peer_step_seconds: each counted step in order.
 
     difference, peer_difference: of the worst parameter from the reference. floor_seconds: see floor.py.
+    server_memory: see memory.py; None where the servers have no process of their own.
     """
 
     step_seconds: list[float]
@@ -83,139 +96,193 @@ class ExchangeRow(Row, frozen=True, kw_only=True):
     peer_difference: float | None
     floor_seconds: float
     bandwidth_bytes_per_second: float
+    server_memory: ServerMemory | None
     tolerance: float = TOLERANCE
 
 
-@dataclass
-class Side:
-    """One of the two, and what was measured of it."""
-
-    name: str
-    workers: Sequence[str]
-    seconds: list[float] = field(default_factory=list)
-    steps: int = 0  # taken in all
-    difference: float = 0.0
-
-
-def exchange(plan: Plan, show: Show) -> ExchangeRow:
-    """Measure, and check what came out.
+def exchange(plan: Plan, show: Show, place: Place = LOOPBACK) -> Iterator[ExchangeRow]:
+    """Measure, and check what came out: a row as soon as a peer is done (one without peers).
 
     Raises WrongResultError when a side computed something else, and JobError, StartupError or
     DeadlineError when one of its processes fails.
     """
     plan.check()
-    sides = [Side(name, [worker_name(name, rank) for rank in range(plan.workers)]) for name in _side_names(plan)]
-    bandwidth = Bandwidth()
-    with (
-        tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder,
-        Fleet("bench-exchange", plan.workers, plan.servers) as fleet,
-        Conductor(Path(folder, "control"), fleet.check, fleet.why) as conductor,
-    ):
-        turns = 3 * len(sides) + len(sides) * plan.rounds
-        show("starting processes", 0, turns)
-        for side in sides:
-            _start(plan, side, fleet, Path(folder))
-        for done, side in enumerate(sides, 1):
-            conductor.gather(side.workers, READY_SECONDS)
-            show(f"{side.name} is ready", done, turns)
-        _measure(plan, sides, conductor, bandwidth, lambda what, done: show(what, done + len(sides), turns))
-        for done, side in enumerate(sides, turns - len(sides)):
-            show(f"checking {side.name}", done, turns)
-            answers = conductor.ask(dict.fromkeys(side.workers, Order(0)), Answer, ORDER_SECONDS, "the check")
-            side.difference = verify(side.name, list(answers.values()))
-        show("done", turns, turns)
-    return _row(plan, sides, bandwidth.bytes_per_second())
+    with _Run(plan, show, place) as run:
+        ours = run.start(SHOAL)
+        for name in plan.peers or (None,):
+            peer = run.start(name) if name is not None else None
+            run.measure(ours, peer)
+            yield run.row(ours, peer)
+            if peer is not None:
+                run.end(peer)
 
 
-def verify(side: str, answers: Sequence[Answer]) -> float:
-    """The worst parameter's difference from the reference; WrongResultError if it, or any bit, is wrong."""
-    if len({answer.digest for answer in answers}) != 1:
-        raise WrongResultError(f"the workers of {side} do not hold the same parameters: their digests differ")
-    (found,) = (answer.difference for answer in answers if answer.difference is not None)
-    if not found <= TOLERANCE:
-        raise WrongResultError(
-            f"a parameter of {side} is {found:.3g} off that of torch's optimizer on the mean gradient, more than "
-            f"{TOLERANCE:g}: what was timed is not the exchange, so there is no result"
+def fastest(rows: Sequence[ExchangeRow]) -> ExchangeRow | None:
+    """The row of the quickest peer, each measured by Shoal's steps beside it; None without peers."""
+    return max((row for row in rows if row.ratio is not None), key=lambda row: row.ratio or 0.0, default=None)
+
+
+class _Run:
+    """The processes of one plan, and the turns they take."""
+
+    def __init__(self, plan: Plan, show: Show, place: Place) -> None:
+        self._plan, self._show, self._place = plan, show, place
+        self._bandwidth = Bandwidth()
+        self._meter: Meter | None = None
+        self._done = 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> _Run:
+        self._folder = Path(
+            self._stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-bench-", ignore_cleanup_errors=True))
         )
-    return found
+        fleet = Fleet("bench-exchange", self._plan.workers, self._plan.servers, self._place.host)
+        self._fleet = self._stack.enter_context(fleet)
+        conductor = Conductor(self._folder / "control", fleet.check, fleet.why)
+        self._conductor = self._stack.enter_context(conductor)
+        return self
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
 
-def _measure(
-    plan: Plan, sides: Sequence[Side], conductor: Conductor, bandwidth: Bandwidth, show: Callable[[str, int], None]
-) -> None:
-    """Warm up, then let the sides take turns."""
-    for done, side in enumerate(sides):
-        show(f"{side.name} warms up", done)
-        _turn(side, plan.warmup, conductor)
-    parts = [
-        plan.steps * (number + 1) // plan.rounds - plan.steps * number // plan.rounds for number in range(plan.rounds)
-    ]
-    for number, steps in enumerate(parts):
-        bandwidth.look()
-        for position, side in enumerate(sides):
-            show(f"round {number + 1} of {plan.rounds}: {side.name}", (1 + number) * len(sides) + position)
-            if steps:
-                side.seconds += _turn(side, steps + 1, conductor)[1:]
+    def start(self, name: str) -> Side:
+        """Start the processes of one side; measure() waits until they are ready."""
+        self._say(f"starting {name}")
+        return self._start_shoal() if name == SHOAL else self._start_peer(name)
 
+    def end(self, side: Side) -> None:
+        """End them."""
+        self._fleet.end([*side.workers, *side.helpers], END_SECONDS)
 
-def _turn(side: Side, steps: int, conductor: Conductor) -> list[float]:
-    """Seconds of each step, as its slowest worker saw it."""
-    answers = conductor.ask(dict.fromkeys(side.workers, Order(steps)), Answer, ORDER_SECONDS, f"{steps} steps")
-    side.steps += steps
-    return [max(each) for each in zip(*(answer.seconds for answer in answers.values()), strict=True)]
+    def measure(self, ours: Side, peer: Side | None) -> None:
+        """Warm up, take turns, and check what came out."""
+        plan, sides = self._plan, [side for side in (ours, peer) if side is not None]
+        ours.seconds = []
+        self._bandwidth.begin()
+        look = self._meter.look if self._meter is not None else None
+        for side in sides:
+            self._conductor.gather(side.workers, READY_SECONDS)
+            self._sleep(side)
+        for side in sides:
+            self._say(f"{side.name} warms up")
+            with self._awake(side):
+                side.turn(plan.warmup, self._conductor, look if side is ours else None)
+        for number, steps in enumerate(parts(plan.steps, plan.rounds), 1):
+            for side in sides:
+                self._bandwidth.look()
+                self._say(f"round {number} of {plan.rounds}: {side.name}")
+                if steps:
+                    with self._awake(side):
+                        side.seconds += side.turn(steps + 1, self._conductor)[1:]
+            if look is not None:
+                look()
+        for side in sides:
+            self._say(f"checking {side.name}")
+            with self._awake(side):
+                side.check(self._conductor)
 
+    @contextmanager
+    def _awake(self, side: Side) -> Iterator[None]:
+        """Processes that spin while they wait run inside the block only."""
+        self._fleet.resume(self._spinning(side))
+        yield
+        self._sleep(side)
 
-def _side_names(plan: Plan) -> list[str]:
-    return [SHOAL] if plan.peer == "none" else [SHOAL, plan.peer]
+    def _sleep(self, side: Side) -> None:
+        self._fleet.pause(self._spinning(side))
 
+    @staticmethod
+    def _spinning(side: Side) -> list[str]:
+        spins = side.name in PEERS and PEERS[side.name].spins
+        return [*side.workers, *side.helpers] if spins else []
 
-def _start(plan: Plan, side: Side, fleet: Fleet, folder: Path) -> None:
-    together = side.name == SHOAL and plan.transport == "inproc"
-    facts: Mapping[str, object] = {
-        "OMP_NUM_THREADS": max(1, len(os.sched_getaffinity(0)) // plan.workers),
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    if side.name == SHOAL and not together:
-        facts = {**facts, "SHOAL_COORDINATOR": fleet.start_job()}
-    for rank, name in enumerate(side.workers[:1] if together else side.workers):
-        setup = Setup(
-            side=side.name,
+    def row(self, ours: Side, peer: Side | None) -> ExchangeRow:
+        plan = self._plan
+        params = elements(gpt_shapes(plan.params))
+        middle = statistics.median(ours.seconds)
+        bandwidth = self._bandwidth.bytes_per_second()
+        floor = touched_bytes(params, plan.workers, plan.states, plan.transport) / bandwidth
+        return ExchangeRow(
+            bench="exchange",
+            params=params,
+            workers=plan.workers,
+            servers=plan.servers,
+            transport=plan.transport,
+            policy="Sync()",
+            optimizer=plan.optimizer,
+            peer=peer.name if peer else None,
+            seconds=Seconds.of(ours.seconds),
+            ratio=middle / statistics.median(peer.seconds) if peer else None,
+            floor_share=floor / middle,
+            step_seconds=ours.seconds,
+            difference=ours.difference,
+            steps_checked=ours.steps,
+            peer_seconds=Seconds.of(peer.seconds) if peer else None,
+            peer_step_seconds=peer.seconds if peer else [],
+            peer_difference=peer.difference if peer else None,
+            floor_seconds=floor,
+            bandwidth_bytes_per_second=bandwidth,
+            server_memory=self._meter.result(params, plan.states) if self._meter is not None else None,
+        )
+
+    # --- processes --------------------------------------------------------------------------------
+
+    def _start_shoal(self) -> Side:
+        plan, place, facts = self._plan, self._place, {"SHOAL_TRANSPORT": self._plan.transport}
+        workers = [worker_name(SHOAL, rank) for rank in range(plan.workers)]
+        if plan.transport == "inproc":
+            self._start(self._setup(SHOAL), place.workers, {})
+            return Side(SHOAL, workers)
+        address = self._fleet.start_job(prefix=place.servers.prefix, **facts)
+        self._meter = Meter([self._fleet.pid(name) for name in self._fleet.servers()])
+        for rank in range(plan.workers):
+            own = {**facts, "SHOAL_RANK": rank, "SHOAL_COORDINATOR": address}
+            self._start(self._setup(SHOAL, rank), place.workers, own)
+        return Side(SHOAL, workers)
+
+    def _start_peer(self, name: str) -> Side:
+        peer, place = PEERS[name], self._place
+        if peer.led:
+            leader = self._setup(name, role="leader")
+            self._start(leader, place.workers, {}, share=1)
+            return Side(name, [leader.name])
+        helpers: list[str] = []
+        if peer.server:
+            server = self._setup(name, role="server")
+            self._start(server, place.servers, {}, share=1)
+            helpers.append(server.name)
+        for rank in range(self._plan.workers):
+            seat = place.workers if peer.server else place.alone[rank % len(place.alone)]
+            self._start(self._setup(name, rank), seat, {})
+        return Side(name, [worker_name(name, rank) for rank in range(self._plan.workers)], helpers)
+
+    def _start(self, setup: Setup, seat: Seat, facts: Mapping[str, object], share: int = 0) -> None:
+        """share: how many processes compute at the same time; by default the workers."""
+        every = {
+            "OMP_NUM_THREADS": max(1, len(os.sched_getaffinity(0)) // (share or self._plan.workers)),
+            "GLOO_SOCKET_IFNAME": seat.interface,
+            "TP_SOCKET_IFNAME": seat.interface,
+        }
+        arguments = (*PROGRAM, msgspec.json.encode(setup).decode())
+        self._fleet.start(setup.name, arguments, seat.prefix, **every, **facts)
+
+    def _setup(self, side: str, rank: int = 0, role: Role = "worker") -> Setup:
+        plan = self._plan
+        return Setup(
+            side=side,
             rank=rank,
+            role=role,
             params=plan.params,
             workers=plan.workers,
             servers=plan.servers,
             transport=plan.transport,
             optimizer=plan.optimizer,
-            control=str(folder / "control"),
-            meeting=str(folder / "meeting"),
+            control=str(self._folder / "control"),
+            meeting=str(self._folder / f"{side}-meeting"),
         )
-        arguments = ("-m", "shoal.bench.exchange_worker", msgspec.json.encode(setup).decode())
-        fleet.start(name, arguments, SHOAL_RANK=rank, **facts)
 
-
-def _row(plan: Plan, sides: Sequence[Side], bytes_per_second: float) -> ExchangeRow:
-    ours, peer = sides[0], sides[1] if len(sides) > 1 else None
-    params = elements(gpt_shapes(plan.params))
-    middle = statistics.median(ours.seconds)
-    floor = touched_bytes(params, plan.workers, len(RULES[plan.optimizer].states), plan.transport) / bytes_per_second
-    return ExchangeRow(
-        bench="exchange",
-        params=params,
-        workers=plan.workers,
-        servers=plan.servers,
-        transport=plan.transport,
-        policy="Sync()",
-        optimizer=plan.optimizer,
-        peer=peer.name if peer else None,
-        seconds=Seconds.of(ours.seconds),
-        ratio=middle / statistics.median(peer.seconds) if peer else None,
-        floor_share=floor / middle,
-        step_seconds=ours.seconds,
-        difference=ours.difference,
-        steps_checked=ours.steps,
-        peer_seconds=Seconds.of(peer.seconds) if peer else None,
-        peer_step_seconds=peer.seconds if peer else [],
-        peer_difference=peer.difference if peer else None,
-        floor_seconds=floor,
-        bandwidth_bytes_per_second=bytes_per_second,
-    )
+    def _say(self, what: str) -> None:
+        self._show(what, min(self._done, self._plan.turns), self._plan.turns)
+        self._done += 1

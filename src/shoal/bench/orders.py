@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from shoal.vocabulary import PolicySpec
@@ -11,11 +13,18 @@ SHOAL = "shoal"
 # --- exchange -------------------------------------------------------------------------------------
 
 
+Role = Literal["worker", "server", "leader"]
+
+
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
-    """Which worker this is. side: "shoal" or the name of a peer. meeting: where peers find each other."""
+    """Which process this is. side: "shoal" or the name of a peer. meeting: where peers find each other.
+
+    role: what it is among its side's processes; a leader is a peer's own, and starts the others.
+    """
 
     side: str
-    rank: int
+    rank: int = 0
+    role: Role = "worker"
     params: int
     workers: int
     servers: int
@@ -24,18 +33,27 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     control: str
     meeting: str = ""
 
+    @property
+    def name(self) -> str:
+        """What this process is called in errors."""
+        return f"{self.side} {self.role}" if self.role != "worker" else worker_name(self.side, self.rank)
+
 
 class Order(msgspec.Struct, frozen=True):
-    """Take this many steps; with 0, say what came out of all steps so far."""
+    """Take this many steps; with 0, say what came out of all steps so far. part: which kind of step, if several."""
 
     steps: int
+    part: str = ""
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """seconds: of each step. digest: of the parameters. difference: from the reference (rank 0 only)."""
+    """seconds: of each step. digests: of the parameters, one a worker (a leader answers for all of them).
+
+    difference: from the reference; one worker of a side says it.
+    """
 
     seconds: tuple[float, ...] = ()
-    digest: str = ""
+    digests: tuple[str, ...] = ()
     difference: float | None = None
 
 
@@ -43,6 +61,39 @@ def worker_name(side: str, rank: int) -> str:
     """What a worker is called in errors."""
     return f"{side} worker {rank}"
 
+
+# --- overlap --------------------------------------------------------------------------------------
+
+
+class Size(msgspec.Struct, frozen=True, kw_only=True):
+    """A GPT and its batches. vocabulary, context, layers, heads, width: the model's; batch: sequences a step."""
+
+    vocabulary: int
+    context: int
+    layers: int
+    heads: int
+    width: int
+    batch: int
+
+
+class Trainee(msgspec.Struct, frozen=True, kw_only=True):
+    """Which worker of which side this is."""
+
+    side: str
+    rank: int
+    workers: int
+    optimizer: str
+    size: Size
+    control: str
+    meeting: str
+
+    @property
+    def name(self) -> str:
+        """What this process is called in errors."""
+        return worker_name(self.side, self.rank)
+
+
+COMPUTE, EXCHANGE, BOTH = "compute", "exchange", "both"  # kinds of steps
 
 # --- straggler ------------------------------------------------------------------------------------
 

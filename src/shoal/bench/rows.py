@@ -53,6 +53,6 @@ def check_writable(path: Path | None) -> None:
         raise ConfigurationError(f"cannot write --json {path}: the folder {path.absolute().parent} does not exist")
 
 
-def write(path: Path, rows: Sequence[Row]) -> None:
+def write(path: Path, rows: Sequence[msgspec.Struct]) -> None:
     """Writes the rows as a JSON list."""
     path.write_bytes(msgspec.json.format(msgspec.json.encode(list(rows)), indent=2) + b"\n")

@@ -45,8 +45,13 @@ class Preset(nn.Module):
 
     def forward(self, which: int) -> Tensor:
         """which: the set of gradients, 0..SETS-1."""
-        parts = [_Handout.apply(*pair) for pair in zip(self.weights, self._gradients[which], strict=True)]  # type: ignore[no-untyped-call]
-        return torch.stack(parts).sum()
+        return handed_out(self.weights, self._gradients[which])
+
+
+def handed_out(parameters: Iterable[Tensor], gradients: Iterable[Tensor]) -> Tensor:
+    """A scalar of zero whose backward yields these gradients, through the hooks of the parameters."""
+    parts = [_Handout.apply(*pair) for pair in zip(parameters, gradients, strict=True)]  # type: ignore[no-untyped-call]
+    return torch.stack(parts).sum()
 
 
 class _Handout(torch.autograd.Function):

@@ -1,0 +1,1 @@
+"""What people would use in Shoal's place, each set up as its own documentation advises."""
