@@ -135,10 +135,10 @@ class Region:
                     raise OSError(ctypes.get_errno(), "mremap")
             os.close(descriptor)
 
-    def written(self, pages: int) -> bool:
-        """Look at the next `pages` mapped pages, round and round: True if any was written here."""
+    def written(self, pages_min: int, share: float = 0.0) -> bool:
+        """Look at the next mapped pages, so many or this share of all, round and round: was any written here?"""
         found = False
-        for part in self._next_parts(pages):
+        for part in self._next_parts(max(pages_min, int(share * self.size_bytes / PAGE_BYTES))):
             with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
                 pagemap.seek((self._address + part.start) // PAGE_BYTES * _PAGEMAP_ENTRY_BYTES)
                 entries = pagemap.read(part.size // PAGE_BYTES * _PAGEMAP_ENTRY_BYTES)

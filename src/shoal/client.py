@@ -68,7 +68,7 @@ class ParameterServer:
         """A torch.optim.Optimizer whose step happens on the servers; see shoal.adapters.torch."""
         from shoal.adapters import torch
 
-        return torch.optimizer(self.worker, params, rule, sync=sync or Sync(), **options)
+        return torch.optimizer(self.worker, params, rule, sync=Sync() if sync is None else sync, **options)
 
     def loader(self, dataset: Any, batch_size: int, **options: Any) -> Loader:
         """Batches of samples that no other worker has in this data epoch; see shoal.adapters.torch."""
@@ -77,7 +77,10 @@ class ParameterServer:
         return torch.loader(self.worker, dataset, batch_size, **options)
 
     def report(self, **figures: float) -> None:
-        """Show figures (loss=..., tokens_per_second=...) in `shoal status` and the live view."""
+        """Show figures (loss=..., tokens_per_second=...) in `shoal status` and the live view.
+
+        Anything that float() takes will do; what it does not is a ConfigurationError, here and now.
+        """
         self.worker.report(figures)
 
     def snapshot(self, path: str | os.PathLike[str]) -> int:

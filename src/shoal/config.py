@@ -22,6 +22,10 @@ class Limits:
     message_bytes_max: int = 8 << 20  # the msgspec part of a frame
     payload_bytes_max: int = 64 << 20  # the tensor part of a frame
     frame_bytes_target: int = 4 << 20  # blocks are gathered into frames of about this size
+    queue_bytes_max: int = 4 << 30  # by reference, for one peer; beyond, a peer that takes nothing is cut
+    stall_ms: int = 10_000  # after this
+    long_link_us: int = 2_000  # a round trip above it makes a link long: payload goes over further streams
+    streams_max: int = 4  # of these, to one peer
     connect_ms: int = 30_000  # to reach a peer that must be there
     start_ms: int = 60_000  # for all servers and workers of a job to arrive
     wait_ms: int = 600_000  # a worker's wait for one step or lease
@@ -58,5 +62,6 @@ class Job:
     token: str = ""
     workers: int = 1  # how many workers the job waits for before clock 1
     servers: int = 1
-    transport: str = TRANSPORTS[0]
     limits: Limits = field(default_factory=Limits)
+    transport: str = TRANSPORTS[0]
+    threads: int = 1  # of each server, for the update

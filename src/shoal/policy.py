@@ -73,8 +73,12 @@ class Sync:
     quorum: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.quorum <= 1.0:
-            raise ConfigurationError(f"Sync(quorum={self.quorum}) must lie in (0, 1]; 1.0 waits for every worker")
+        quorum: object = self.quorum  # users write what they like
+        if not isinstance(quorum, (int, float)) or not 0.0 < quorum <= 1.0:
+            raise ConfigurationError(
+                f"Sync(quorum={quorum!r}): quorum must be a number in (0, 1], as in Sync(quorum=0.9); "
+                f"1.0 waits for every worker"
+            )
 
     @property
     def spec(self) -> PolicySpec:
@@ -108,8 +112,12 @@ class Bounded:
     staleness: int
 
     def __post_init__(self) -> None:
-        if self.staleness < 0:
-            raise ConfigurationError(f"Bounded(staleness={self.staleness}) must be 0 or more")
+        staleness: object = self.staleness  # users write what they like
+        if not isinstance(staleness, int) or isinstance(staleness, bool) or staleness < 0:
+            raise ConfigurationError(
+                f"Bounded(staleness={staleness!r}): staleness must be a whole number, 0 or more, "
+                f"as in Bounded(staleness=3)"
+            )
 
     @property
     def spec(self) -> PolicySpec:
@@ -161,6 +169,16 @@ def _first_ready(view: View) -> Go | Wait:
     if not view.ready:
         return Wait("no worker is ready")
     return Go((min(view.ready, key=lambda worker: (view.clocks.get(worker, 0), worker)),))
+
+
+def checked(sync: object) -> Policy:
+    """What a user gave as sync=, if it is a policy (ConfigurationError if not)."""
+    if isinstance(sync, (Sync, Bounded, Async)):
+        return sync
+    examples = "shoal.Sync(), shoal.Sync(quorum=0.9), shoal.Bounded(staleness=3) or shoal.Async()"
+    if isinstance(sync, type):
+        raise ConfigurationError(f"sync={sync.__name__} is a class, not a policy: with parentheses, give {examples}")
+    raise ConfigurationError(f"sync={sync!r} is no policy: give {examples}")
 
 
 def from_spec(spec: PolicySpec) -> Policy:

@@ -109,10 +109,14 @@ class Contributor(Value, frozen=True, array_like=True, order=True):
 
 
 class Weighted(Value, frozen=True, array_like=True):
-    """A contributor and the factor its gradient is multiplied by when contributions combine."""
+    """A contributor and the factor its gradient is multiplied by when contributions combine.
+
+    whole: every block of it lies in its worker's shared memory; servers that map it were not told block by block.
+    """
 
     contributor: Contributor
     weight: float
+    whole: bool = False
 
 
 class Dataset(Value, frozen=True, array_like=True):

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from torch.utils.data import TensorDataset
 from shoal.adapters.torch import loader, optimizer
 from shoal.client import connect
 from shoal.config import Job, Limits
-from shoal.errors import NonFiniteGradientError
+from shoal.errors import ConfigurationError, NonFiniteGradientError
 from shoal.optim import SGD, AdamW
 from shoal.policy import Async, Bounded, Sync
 from shoal.runtime.embedded import EmbeddedJob
@@ -80,6 +81,36 @@ def test_alone_it_equals_plain_torch():
                 each.zero_grad()
         assert opt.clock == 21
     assert gap(model, twin) < 1e-6
+
+
+@pytest.mark.parametrize("value", [torch.tensor(1.5), np.float32(1.5), 1.5, 3, 10**30, True])
+def test_a_figure_is_whatever_float_takes(value):
+    with connect() as ps:
+        opt = ps.optimizer(nn.Linear(2, 1), SGD())
+        ps.report(loss=value)
+        opt.zero_grad()
+        for _ in range(2):
+            ps.worker.step([0.1])  # an answer: what was told before it has arrived
+        (member,) = ps._embedded.nodes[0].machine().membership.members.values()
+        assert member.figures == {"loss": float(value)} and type(member.figures["loss"]) is float
+
+
+@pytest.mark.parametrize("value", ["x", None, [1.0], torch.zeros(2), 10**400, nn.Linear(2, 2)])
+def test_a_figure_that_is_no_number_is_its_callers_error_and_training_goes_on(value):
+    with connect() as ps:
+        ps.optimizer(nn.Linear(2, 1), SGD())
+        with pytest.raises(ConfigurationError, match=r"ps\.report\(perplexity=.*perplexity is none"):
+            ps.report(loss=1.0, perplexity=value)
+        ps.worker.step([0.1])
+        assert ps.worker.clock == 2
+
+
+def test_a_snapshot_before_the_model_is_refused_at_once(tmp_path):
+    with connect() as ps:
+        with pytest.raises(ConfigurationError, match=r"worker 0 cannot take.*make ps\.optimizer\(\.\.\.\) first"):
+            ps.snapshot(tmp_path / "early")
+        ps.optimizer(nn.Linear(2, 1), SGD())
+        assert ps.snapshot(tmp_path / "first") > 0
 
 
 def test_float16_with_grad_scaler_and_odd_layouts_alone():

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from shoal.adapters.torch import optimizer
 from shoal.errors import ConfigurationError
 from shoal.optim import SGD, AdamW
-from shoal.policy import Bounded
+from shoal.policy import Bounded, Sync
 
 
 def mlp(dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -142,6 +142,46 @@ def test_unknown_options_are_refused(worker):
         optimizer(worker, mlp(), SGD(), nonfinite="raise")
     with pytest.raises(ConfigurationError, match="reduction='max'"):
         optimizer(worker, mlp(), SGD(), reduction="max")
+
+
+@pytest.mark.parametrize(
+    ("sync", "says"),
+    [
+        (Sync, r"sync=Sync is a class.*shoal\.Sync\(\)"),
+        (Bounded, r"sync=Bounded is a class.*shoal\.Bounded\(staleness=3\)"),
+        ("sync", r"sync='sync' is no policy: give shoal\.Sync\(\)"),
+        (3, r"sync=3 is no policy"),
+    ],
+)
+def test_what_is_no_policy_is_refused_with_an_example(worker, sync, says):
+    with pytest.raises(ConfigurationError, match=says):
+        optimizer(worker, mlp(), SGD(), sync=sync)
+    assert not hasattr(worker, "spec")  # nothing was declared
+
+
+def test_what_is_no_rule_is_refused_with_an_example(worker):
+    model = mlp()
+    for rule, says in (
+        (SGD, r"rule=SGD is a class, not a rule: give shoal\.SGD\(lr=\.\.\.\)"),
+        (torch.optim.AdamW, r"rule=torch\.optim\.adamw\.AdamW is no rule.*give shoal\.AdamW\(lr=3e-4\)"),
+        (torch.optim.SGD(model.parameters(), 0.1), r"rule=torch\.optim\.sgd\.SGD.*give shoal\.SGD\(lr=3e-4\)"),
+        ("adamw", r"rule='adamw' is no rule.*shoal\.AdamW\(lr=3e-4\)"),
+        (None, r"rule=builtins\.NoneType is no rule"),
+    ):
+        with pytest.raises(ConfigurationError, match=says):
+            optimizer(worker, model, rule)
+
+
+@pytest.mark.parametrize("staleness", ["a", 1.5, None, True, -1])
+def test_a_bound_that_is_no_whole_number_is_refused(staleness):
+    with pytest.raises(ConfigurationError, match=r"Bounded\(staleness=.*whole number.*as in Bounded\(staleness=3\)"):
+        Bounded(staleness=staleness)
+
+
+@pytest.mark.parametrize("quorum", ["a", None, 0, 1.1, float("nan")])
+def test_a_quorum_that_is_no_share_is_refused(quorum):
+    with pytest.raises(ConfigurationError, match=r"Sync\(quorum=.*as in Sync\(quorum=0\.9\)"):
+        Sync(quorum=quorum)
 
 
 # --- kinds of parameters --------------------------------------------------------------------------

@@ -42,6 +42,8 @@ finally:
         (("run", "missing.py"), "there is no script at missing.py"),
         (("run", "--workers", "0", "missing.py"), "at least 1 of its workers"),
         (("run", "--servers", "0", "missing.py"), "at least 1 of its servers"),
+        (("run", "--bogus", __file__), "no such option --bogus"),
+        (("run", "--workers", "1", "--serves=2", __file__), "no such option --serves=2"),
         (("run", "--resume", "/nowhere", __file__), "no snapshot at /nowhere"),
         (("status", "nonsense"), "'nonsense' is not an address"),
     ],

@@ -6,6 +6,7 @@ After a change that is meant, SHOAL_REWRITE=1 writes the transcripts anew; read 
 from __future__ import annotations
 
 from shoal.core import session as s
+from shoal.core.shard import Open
 from shoal.policy import Bounded, Sync
 from shoal.vocabulary import Dataset
 from shoal.wire import messages as m
@@ -138,6 +139,32 @@ def test_a_quorum_goes_on_without_the_last() -> None:
     play.push(1)
     play.deliver()
     play.check("quorum")
+
+
+def test_a_snapshot_of_a_job_that_has_not_begun_is_refused_for_good() -> None:
+    play = Play(workers=2, servers=1)
+    for index, (node, shard) in enumerate(play.shards.items()):
+        play._perform(node, shard.step(Open(f"address/{index}", 100 + index), play.now))
+    play.join(0)
+    play.lines.clear()
+    play.do(0, s.Snapshot("/early"))
+    early = play.flight[-1]
+    play.deliver()
+    assert play.lines[-1] == (
+        "worker/0                  * Snapshotted(path=/early, version=0, error=the job has not begun: "
+        "1 of 2 workers have joined, and not worker 1)"
+    )
+    play.join(1)
+    for worker in range(2):
+        play.do(worker, s.Declare(play.spec))
+    play.deliver()
+    play.do(1, s.Await())
+    play.push(0)
+    play.deliver()
+    play.lines.clear()
+    play.flight.append(early)  # a copy that was on its way for long
+    play.deliver()
+    assert not [line for line in play.lines if "Save" in line], "it was refused, and is written now"
 
 
 def test_bounded_lets_nobody_run_ahead() -> None:

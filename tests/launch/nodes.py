@@ -4,7 +4,8 @@
     python nodes.py server
 
 FAKE_COORDINATOR, FAKE_SERVER: "" (good), "silent" (never ready), "refuses" (gives up with an error),
-"quits" (gives up once ready), "leaves" (ends with 0 once ready), "stubborn" (ignores SIGTERM).
+"quits" (gives up once ready), "leaves" (ends with 0 once ready), "stubborn" (ignores SIGTERM),
+"forming" (the job never begins).
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     listener = socket.create_server(("127.0.0.1", port(node)))
     print(f"SHOAL READY tcp://127.0.0.1:{listener.getsockname()[1]}")
+    if node == "coordinator" and fault != "forming":
+        print("SHOAL BEGUN")
     if fault == "quits":
         sys.exit(5)
     if fault == "leaves":

@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from shoal.config import Limits
-from shoal.errors import ConfigurationError, JobError, StartupError
+from shoal.errors import ConfigurationError, JobError, SnapshotError, StartupError
 from shoal.launch import local
 from shoal.launch.jobs import running
+from shoal.storage.snapshot import write_manifest
+from shoal.vocabulary import PolicySpec, TableSpec
 
 NODES = str(Path(__file__).with_name("nodes.py"))
 HEAD = "import os, signal, subprocess, sys, time; rank = int(os.environ['SHOAL_RANK']); print(f'pid={os.getpid()}')"
@@ -99,6 +101,7 @@ def test_each_process_is_told_what_it_is(script: Script, lines: Lines, tmp_path:
     names = "SHOAL_WORKERS SHOAL_SERVERS SHOAL_RESUME SHOAL_LEASE_MS OMP_NUM_THREADS"
     body = f"print([os.environ[name] for name in {names.split()!r}])\nassert len(os.environ['SHOAL_TOKEN']) > 30"
     environment = {**os.environ, "OMP_NUM_THREADS": "3"}
+    write_manifest(tmp_path, "job", 1, 1, (), TableSpec((), "sgd", (), PolicySpec("sync")))
     status = local.launch(
         (script(body),), 1, 2, on_line=lines, resume=tmp_path, env=environment, limits=Limits(lease_ms=777)
     )
@@ -145,7 +148,7 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print(f"pid={child.pid}")
 """
     assert local.launch((script(body),), 1, 1, on_line=lines) == 0
-    assert len(lines.pids()) == 4
+    assert len(lines.of("worker 0")) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -171,6 +174,21 @@ def test_a_dead_server_ends_the_job_and_the_way_on_is_told(
 ) -> None:
     monkeypatch.setenv("FAKE_SERVER", "quits")
     with pytest.raises(JobError, match=r"server 0 \(pid \d+\) ended with exit status 5.*--resume PATH"):
+        local.launch((script("time.sleep(600)"),), 2, 1, on_line=lines)
+
+
+def test_the_way_on_is_the_callers(script: Script, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_SERVER", "quits")
+    with pytest.raises(JobError, match="cannot go on without any of its servers and its coordinator: walk home$"):
+        local.launch((script("time.sleep(600)"),), 1, 1, on_line=lines, way_on=lambda: "walk home")
+
+
+def test_a_start_that_fails_tells_nobody_of_snapshots(
+    script: Script, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_COORDINATOR", "forming")
+    monkeypatch.setenv("FAKE_SERVER", "quits")
+    with pytest.raises(StartupError, match=r"server 0 .* exit status 5.*had not begun, so nothing is lost$"):
         local.launch((script("time.sleep(600)"),), 2, 1, on_line=lines)
 
 
@@ -232,12 +250,13 @@ def test_a_node_that_is_never_ready_is_named_with_its_last_words(
         ({"command": ("-m",)}, "nothing to run"),
         ({"command": ("missing.py",)}, "no script at missing.py"),
         ({"resume": Path("/nowhere")}, "no snapshot at /nowhere"),
+        ({"resume": Path(__file__).parent}, "launch is no snapshot"),
         ({"port": 70_000}, "port 70000"),
     ],
 )
 def test_arguments_that_cannot_work_start_nothing(wrong: dict[str, object], words: str) -> None:
     arguments = {"command": (NODES,), "workers": 1, "servers": 1, **wrong}
-    with pytest.raises(ConfigurationError, match=words):
+    with pytest.raises((ConfigurationError, SnapshotError), match=words):
         local.launch(**arguments)  # type: ignore[arg-type]
 
 

@@ -6,11 +6,13 @@ import os
 import re
 import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from shoal.config import Limits
 from shoal.errors import JobError, StartupError
 from shoal.launch.local import launch
 from shoal.wire.messages import Status
@@ -83,6 +85,22 @@ def test_a_worker_that_is_killed_in_training_comes_back_and_the_job_finishes(tra
     assert "weight 1.000" in watcher.of("worker 0")
 
 
+def test_a_worker_that_ends_before_the_job_begins_is_missed_at_once(training: str) -> None:
+    """It ends with 0, so nobody starts it again: the other one would wait in vain."""
+    path = Path(training)
+    path.write_text(f"import os, sys\nif os.environ['SHOAL_RANK'] == '1':\n    sys.exit(0)\n{TRAINING}")
+    words = r"worker 1 \(pid \d+\) ended with exit status 0 before the job began, and worker 0 waits for it in vain"
+    started = time.monotonic()
+    with pytest.raises(StartupError, match=words):
+        launch((training, "", "10"), 2, 1, on_line=Watcher().line)
+    assert time.monotonic() - started < 30
+
+
+def test_a_script_that_trains_nothing_ends_well(training: str) -> None:
+    Path(training).write_text("import os, time\ntime.sleep(1.5 * int(os.environ['SHOAL_RANK']))")
+    assert launch((training,), 2, 1, on_line=Watcher().line) == 0
+
+
 def test_a_server_that_is_killed_in_training_ends_the_job_by_name(training: str) -> None:
     def kill_server(status: Status) -> bool:
         pids = {member.name: member.pid for member in status.members}
@@ -94,6 +112,38 @@ def test_a_server_that_is_killed_in_training_ends_the_job_by_name(training: str)
     watcher = Watcher(kill_server)
     with pytest.raises(JobError, match=r"server 1 \(pid \d+\) was killed by SIGKILL.*--resume PATH"):
         launch((training, "", "100000"), 2, 2, on_line=watcher.line, on_status=watcher.status)
+
+
+def test_a_coordinator_that_is_stopped_ends_the_job_by_name(training: str) -> None:
+    """SIGSTOP: its connections stay, and nothing comes over them."""
+    stopped: list[float] = []
+
+    def stop_coordinator(status: Status) -> bool:
+        if status.version < 3:
+            return False
+        os.kill(coordinator_of(os.getpid()), signal.SIGSTOP)
+        stopped.append(time.monotonic())
+        return True
+
+    watcher = Watcher(stop_coordinator)
+    limits = Limits(lease_ms=1500, heartbeat_ms=200)
+    error = ""
+    try:
+        launch((training, "", "100000"), 2, 2, on_line=watcher.line, on_status=watcher.status, limits=limits)
+    except JobError as caught:  # unless a worker noticed before the servers: then its own words say it
+        error = str(caught)
+    where = r"\(process \d+ at tcp://127.0.0.1:\d+\)"
+    words = rf"(server|worker)[ /]\d.*heard nothing from the coordinator {where} for 1\.\d s"
+    told = [error, *(text for _, text in watcher.lines)]
+    assert any(re.search(words, text) for text in told), told
+    assert time.monotonic() - stopped[0] < 15
+
+
+def coordinator_of(launcher: int) -> int:
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    lines = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+    (pid,) = [pid for pid, line in lines.items() if b"shoal.runtime.coordinator" in line]
+    return pid
 
 
 def test_a_port_that_is_taken_is_told_before_anything_else_starts(training: str) -> None:

@@ -18,12 +18,12 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from shoal.config import Job, Limits
+from shoal.config import TRANSPORTS, Job, Limits
 from shoal.optim import SGD, AdamW, Rule
 from shoal.policy import Policy, Sync
 from shoal.runtime.embedded import EmbeddedJob
 from shoal.runtime.worker import Worker
-from shoal.transport.base import Connection, Wrap, unwrapped
+from shoal.transport.base import Connection, Wrap, Wrapped, unwrapped
 from shoal.transport.faulty import Faults, faulty
 from shoal.vocabulary import Dataset, PolicySpec, TableSpec, TensorSpec
 from shoal.wire import messages as m
@@ -41,11 +41,16 @@ SLOW_NETWORK = Faults(delay=0.5, delay_ms_max=5)
 
 NUMPY = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 SHAPES = (((37, 11), "float32"), ((5,), "float32"), ((64, 3), "bfloat16"), ((), "float32"), ((130,), "float32"))
+PAGED = (((70, 90), "float32"), ((5,), "float32"), ((64, 96), "bfloat16"), ((), "float32"), ((4500,), "float32"))
+PAGED_ELEMENTS = 2048  # blocks of whole pages: several servers can share the memory of one tensor
 
 
-def table(rules: Sequence[Rule], policy: Policy | None = None, reduction: str = "mean") -> TableSpec:
-    """Five tensors of two types in some twenty blocks: several for each server, most of them partial."""
-    tensors = tuple(TensorSpec(f"t{i}", shape, dtype, i % len(rules)) for i, (shape, dtype) in enumerate(SHAPES))
+def table(
+    rules: Sequence[Rule], policy: Policy | None = None, reduction: str = "mean", paged: bool = False
+) -> TableSpec:
+    """Five tensors of two types in a dozen blocks or two: several for each server, many of them partial."""
+    shapes = PAGED if paged else SHAPES
+    tensors = tuple(TensorSpec(f"t{i}", shape, dtype, i % len(rules)) for i, (shape, dtype) in enumerate(shapes))
     return TableSpec(
         tensors,
         rules[0].name,
@@ -53,12 +58,12 @@ def table(rules: Sequence[Rule], policy: Policy | None = None, reduction: str = 
         (policy or Sync()).spec,
         rules[0].clip_norm,
         reduction,
-        block_elements_max=50,
+        block_elements_max=PAGED_ELEMENTS if paged else 50,
     )
 
 
 def promised_table() -> TableSpec:
-    return table((AdamW(lr=0.1, weight_decay=0.1, clip_norm=2.0),))
+    return table((AdamW(lr=0.1, weight_decay=0.1, clip_norm=2.0),), paged=True)
 
 
 def counting_table(policy: str, size: int) -> TableSpec:
@@ -118,31 +123,16 @@ class Observer:
         return [commit for commit in self.log if commit.kind == "update"]
 
 
-@dataclass(eq=False)
-class Observed:
+class Observed(Wrapped):
     """A Connection whose sender is watched."""
 
-    inner: Connection
-    observer: Observer
+    def __init__(self, inner: Connection, observer: Observer) -> None:
+        super().__init__(inner)
+        self.observer = observer
 
-    @property
-    def address(self) -> str:
-        return self.inner.address
-
-    @property
-    def received_bytes(self) -> int:
-        return self.inner.received_bytes
-
-    @property
-    def sent_bytes(self) -> int:
-        return self.inner.sent_bytes
-
-    def send(self, message: m.Message, payload: Sequence[Buffer] = ()) -> None:
+    def send(self, message: m.Message, payload: Sequence[Buffer] = (), files: Sequence[int] = ()) -> None:
         self.observer.note(message)
-        self.inner.send(message, payload)
-
-    def close(self) -> None:
-        self.inner.close()
+        super().send(message, payload, files)
 
 
 def contributors(commits: Sequence[m.Commit]) -> dict[int, tuple[int, ...]]:
@@ -192,7 +182,8 @@ def running(
     """A coordinator and servers in this process, ended at the end."""
     observer = observer or Observer()
     observer.inner = setting.wrap()
-    job = Job("promise", "secret", workers, setting.servers, limits)
+    transport = setting.scheme if setting.scheme in TRANSPORTS else TRANSPORTS[0]
+    job = Job("promise", "secret", workers, setting.servers, limits, transport)
     embedded = EmbeddedJob(job, wrap=observer, scheme=setting.scheme)
     try:
         yield embedded
@@ -201,7 +192,7 @@ def running(
 
 
 def join(embedded: EmbeddedJob, rank: int, setting: Setting = Setting()) -> Worker:
-    """A worker of that job: on its loop, or over tcp on a loop of its own."""
+    """A worker of that job: on its loop, or over tcp or shared memory on a loop of its own."""
     thread = embedded.thread if embedded.address.startswith("inproc") else None
     return Worker(embedded.job, embedded.address, rank, wrap=setting.wrap(), thread=thread)
 

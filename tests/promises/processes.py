@@ -68,6 +68,7 @@ class Crew:
             "SHOAL_SERVERS": str(self._job.servers),
             "SHOAL_COORDINATOR": self._coordinator,
             "SHOAL_RANK": str(rank),
+            "SHOAL_TRANSPORT": self._job.transport,
         }
         popen = subprocess.Popen(
             [sys.executable, "-u", str(WORKER), *map(str, arguments)],

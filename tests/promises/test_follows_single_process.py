@@ -69,7 +69,7 @@ def alone(rule: str) -> Run:
 
 
 @cache
-def spread(rule: str) -> Run:
+def spread(rule: str, scheme: str = "inproc") -> Run:
     """Four workers on two servers, each with its quarter of the joined batch."""
     models = [model() for _ in range(WORKERS)]
 
@@ -86,7 +86,7 @@ def spread(rule: str) -> Run:
                 losses.append(loss.item())
         return losses, parameters(models[rank])
 
-    with running(WORKERS, Setting(servers=2)) as embedded:
+    with running(WORKERS, Setting(servers=2, scheme=scheme)) as embedded:
         runs = together(*(lambda rank=rank: work(rank) for rank in range(WORKERS)))
     for _, final in runs:
         assert all(torch.equal(mine, first) for mine, first in zip(final, runs[0][1], strict=True))
@@ -97,6 +97,13 @@ def test_parameters_follow_with_sgd_and_momentum() -> None:
     (_, ours), (_, torchs) = spread("sgd"), alone("sgd")
     worst = max(float((mine - theirs).abs().max()) for mine, theirs in zip(ours, torchs, strict=True))
     assert worst < 1e-5
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_shared_memory_gives_the_same_bits(rule: str) -> None:
+    (losses, ours), (expected, theirs) = spread(rule, "shm"), spread(rule)
+    assert losses == expected
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize("rule", RULES)

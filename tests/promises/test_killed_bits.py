@@ -44,12 +44,17 @@ MOMENTS = {
     "when the seed is staged": [(0, "after:Ready:1")],
     "before it declares": [(1, "before:Declare:1")],
     "two of three": [(0, "before:Ready:4"), (2, "after:Stage:30")],
+    "two of three, one with its last word": [(0, "before:Ready:4"), (2, "after:Ready:5")],
 }
+PUSHES = {"in the middle of its push", "two of three"}  # in shared memory nothing is sent before the last word
 
 
-@pytest.mark.parametrize("name", MOMENTS)
-def test_killed_run_equals_calm_run(name: str, tmp_path: Path) -> None:
-    observed, result = killed_run(MOMENTS[name], tmp_path)
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [*((name, "shm") for name in MOMENTS if name not in PUSHES), *((name, "tcp") for name in sorted(PUSHES))],
+)
+def test_killed_run_equals_calm_run(name: str, scheme: str, tmp_path: Path) -> None:
+    observed, result = killed_run(MOMENTS[name], tmp_path, scheme)
     by_clock, _ = observed
     trained = [moment for _, moment in MOMENTS[name] if "Declare" not in moment and "seed" not in name]
     missed = [rank for clock in by_clock for rank in range(WORKERS) if rank not in by_clock[clock]]
@@ -62,21 +67,22 @@ def test_killed_run_equals_calm_run_at_a_moment_nobody_chose(tmp_path: Path) -> 
     seed = int.from_bytes(os.urandom(4))
     print("seed", seed)  # shown when the test fails
     chance = Random(seed)
-    kind = chance.choice(["Stage", "Ready"])
+    scheme = chance.choice(["tcp", "shm"])
+    kind = chance.choice(["Stage", "Ready"] if scheme == "tcp" else ["Ready"])
     moment = f"{chance.choice(['before', 'after'])}:{kind}:{chance.randint(1, 25 if kind == 'Stage' else 6)}"
-    observed, result = killed_run([(chance.randrange(WORKERS), moment)], tmp_path)
+    observed, result = killed_run([(chance.randrange(WORKERS), moment)], tmp_path, scheme)
     assert result == calm_run(*observed)
 
 
 Observed = tuple[dict[int, tuple[int, ...]], int]  # contributors by clock, who seeded
 
 
-def killed_run(deaths: list[tuple[int, str]], place: Path) -> tuple[Observed, bytes]:
+def killed_run(deaths: list[tuple[int, str]], place: Path, scheme: str) -> tuple[Observed, bytes]:
     """Train with deaths and new lives; returns who contributed to what, and the parameters."""
     observer, meeting = Observer(), place / "meeting"
     moments = dict(deaths)
     with (
-        running(WORKERS, Setting(servers=2, scheme="tcp"), LIMITS, observer) as embedded,
+        running(WORKERS, Setting(servers=2, scheme=scheme), LIMITS, observer) as embedded,
         crew(embedded.job, embedded.address) as workers,
     ):
 

@@ -28,6 +28,9 @@ LIMITS = replace(QUICK, frame_bytes_target=50, grace_ms=100)
 POLICIES = ("sync", "sync:0.67", "bounded:2", "async")
 
 
+TCP, SHM = Setting(servers=2, scheme="tcp"), Setting(servers=1, scheme="shm")
+
+
 def moment(chance: Random) -> str:
     """Any moment in the life of a worker of these jobs, in which it sends some fifty frames."""
     sides = ("before", "after")
@@ -50,13 +53,13 @@ def assert_counted_once(place: Path) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("lives", [1, 3])
-def test_each_sample_counts_once(policy: str, lives: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("lives", "setting"), [(1, TCP), (3, TCP), (3, SHM)], ids=["1-tcp", "3-tcp", "3-shm"])
+def test_each_sample_counts_once(policy: str, lives: int, setting: Setting, tmp_path: Path) -> None:
     seed = int.from_bytes(os.urandom(4))
     print("seed", seed)  # shown when the test fails
     chance, observer = Random(seed), Observer()
     with (
-        running(WORKERS, Setting(servers=2, scheme="tcp"), LIMITS, observer) as embedded,
+        running(WORKERS, setting, LIMITS, observer) as embedded,
         crew(embedded.job, embedded.address) as workers,
     ):
         deaths = {rank: [moment(chance) for _ in range(lives)] for rank in chance.sample(range(WORKERS), k=2)}

@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 
+from shoal.core.shared import lay_out_shared
 from shoal.optim import LAMB, SGD, AdamW, Rule
 from shoal.placement import owned
 
@@ -25,25 +26,34 @@ PLACES = {
     "1 server, tcp, bad network": Setting(servers=1, scheme="tcp", faults=BAD_NETWORK, seed=1),
     "2 servers, slow network": Setting(servers=2, faults=SLOW_NETWORK, seed=2),
     "3 servers, tcp, bad network": Setting(servers=3, scheme="tcp", faults=BAD_NETWORK, seed=3),
+    "1 server, shared memory": Setting(servers=1, scheme="shm"),
+    "3 servers, shared memory": Setting(servers=3, scheme="shm"),
+    "2 servers, shared memory, bad network": Setting(servers=2, scheme="shm", faults=BAD_NETWORK, seed=5),
     "3 servers, bad network": Setting(servers=3, faults=BAD_NETWORK, seed=4),
 }
 
 
 @cache
-def reference(rule: str) -> bytes:
-    return train(table(RULES[rule]), WORKERS, CLOCKS, Setting())
+def reference(rule: str, paged: bool = False) -> bytes:
+    return train(table(RULES[rule], paged=paged), WORKERS, CLOCKS, Setting())
 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("rule", RULES)
 def test_place_and_network_do_not_show_in_the_parameters(rule: str, place: str) -> None:
-    assert train(table(RULES[rule]), WORKERS, CLOCKS, PLACES[place]) == reference(rule)
+    paged = PLACES[place].scheme == "shm"
+    assert train(table(RULES[rule], paged=paged), WORKERS, CLOCKS, PLACES[place]) == reference(rule, paged)
 
 
 def test_every_server_of_these_jobs_holds_several_blocks() -> None:
-    spec = table(RULES["sgd"])
+    for spec in (table(RULES["sgd"]), table(RULES["sgd"], paged=True)):
+        for servers in (1, 2, 3):
+            assert all(len(owned(spec, shard, servers)) > 2 for shard in range(servers))
+
+
+def test_tables_of_whole_pages_are_shared_whatever_the_number_of_servers() -> None:
     for servers in (1, 2, 3):
-        assert all(len(owned(spec, shard, servers)) > 2 for shard in range(servers))
+        assert lay_out_shared(table(RULES["sgd"], paged=True), servers) is not None
 
 
 def test_other_gradients_give_other_bits() -> None:

@@ -24,7 +24,7 @@ from cluster import begin, counted, counting_table, promised_table, step, to_byt
 
 from shoal.runtime import process
 from shoal.runtime.worker import Worker
-from shoal.transport.base import Connection, Wrap, unwrapped
+from shoal.transport.base import Connection, Wrap, Wrapped, unwrapped
 from shoal.wire import messages as m
 from shoal.wire.framing import Buffer
 
@@ -95,13 +95,14 @@ def compute(worker: Worker, options: argparse.Namespace) -> None:
     time.sleep(options.pause)
 
 
-class Deadly:
+class Deadly(Wrapped):
     """A Connection of a process that is killed around one of its frames."""
 
     left = 0
 
     def __init__(self, inner: Connection, moment: str, kind: type) -> None:
-        self._inner, self._moment, self._kind = inner, moment, kind
+        super().__init__(inner)
+        self._moment, self._kind = moment, kind
 
     @classmethod
     def wrap(cls, moment: str, when: str) -> Wrap:
@@ -109,29 +110,14 @@ class Deadly:
         cls.left = int(ordinal)
         return lambda connection: cls(connection, moment, getattr(m, name))
 
-    @property
-    def address(self) -> str:
-        return self._inner.address
-
-    @property
-    def received_bytes(self) -> int:
-        return self._inner.received_bytes
-
-    @property
-    def sent_bytes(self) -> int:
-        return self._inner.sent_bytes
-
-    def send(self, message: m.Message, payload: Sequence[Buffer] = ()) -> None:
+    def send(self, message: m.Message, payload: Sequence[Buffer] = (), files: Sequence[int] = ()) -> None:
         mine = isinstance(message, self._kind)
         Deadly.left -= mine
         if mine and Deadly.left == 0:
             if self._moment == "before":
                 os.kill(os.getpid(), signal.SIGKILL)
             asyncio.get_running_loop().call_later(LEAVES_AFTER_SECONDS, os.kill, os.getpid(), signal.SIGKILL)
-        self._inner.send(message, payload)
-
-    def close(self) -> None:
-        self._inner.close()
+        super().send(message, payload, files)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from shoal.launch.local import launch
 from shoal.recipes.gpt.folder import Folder, Result
+from shoal.recipes.gpt.sample import load, write
 from shoal.recipes.gpt.settings import Settings
 from shoal.recipes.gpt.text import make_tokenizer
 from shoal.wire.messages import Status
@@ -64,6 +66,7 @@ def test_train_then_go_on_then_sample(tmp_path: Path) -> None:
     assert (first["iterations"], first["tokens"]) == (30, 30 * 4 * 16)
     assert first["val_loss"] < UNTAUGHT - 0.5
     assert f"validation loss {first['val_loss']:.4f}" in said and first["snapshot"] in said
+    assert said.startswith("the run's folder: out/gpt\n")
     assert "shoal sample out/gpt" in said and "--resume out/gpt" in said
     assert (tmp_path / "out/gpt/sample.txt").read_text().strip("\n") in said
 
@@ -76,6 +79,16 @@ def test_train_then_go_on_then_sample(tmp_path: Path) -> None:
 
     written = shoal("sample", "out/gpt", "--prompt=the ", "--tokens=20", cwd=tmp_path)
     assert written.startswith("the ") and len(written.rstrip("\n")) <= 24
+
+    folder = Folder(tmp_path / "out/gpt")
+    early, late = (load(folder, folder.snapshot(iterations))[0] for iterations in (30, 60))
+    final, tokenizer = load(folder)
+    assert all(map(torch.equal, late.parameters(), final.parameters()))
+    assert not any(map(torch.equal, early.parameters(), final.parameters()))
+    options = ("--prompt=the ", "--tokens=40", "--temperature=0")
+    then = write(early, tokenizer, 40, prompt="the ", temperature=0.0)
+    assert shoal("sample", "out/gpt/snapshot-000030", *options, cwd=tmp_path) == then + "\n"
+    assert write(final, tokenizer, 40, prompt="the ", temperature=0.0) != then
 
 
 def test_two_workers_learn_what_one_process_alone_learns(tmp_path: Path) -> None:

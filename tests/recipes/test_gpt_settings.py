@@ -65,10 +65,34 @@ def test_a_run_comes_back_from_its_folder(tmp_path: Path) -> None:
     assert folder.settings() == settings and folder.tokenizer() == tokenizer and folder.result() is None
     assert 0 <= folder.seconds() < 60
     result = Result(1.5, 1.25, 2000, 64, 3.5, "here")
-    folder.write_result(result)
+    assert folder.finished() is None
+    finish(folder, result)
     assert folder.result() == result
+    before = folder.finished()
     folder.begin(settings, tokenizer)
-    assert folder.result() is None  # an old outcome never passes for the new run's
+    assert folder.result() == result and folder.finished() == before  # it stays until there is a new one
+    finish(folder, result)
+    assert folder.finished() != before  # and yet never passes for it
+
+
+def finish(folder: Folder, result: Result) -> None:
+    for outcome in (folder.model, folder.sample):
+        folder.draft(outcome).touch()
+    folder.finish(result)
+
+
+def test_a_folder_is_taken_by_what_one_can_go_on_with_or_by_a_run_that_goes_on(tmp_path: Path) -> None:
+    folder, other = Folder(tmp_path / "run"), Folder(tmp_path / "run")
+    folder.begin(Settings(), make_tokenizer("ab\n", "char", 0))
+    folder.snapshot(5).mkdir()
+    assert not folder.taken  # that snapshot was not completed
+    with folder.held():
+        assert other.taken and Folder.fresh(folder.path).path.name == "run-2"
+        with pytest.raises(ConfigurationError, match="another process trains in .*run right now"), other.held():
+            pass
+    assert Folder.fresh(folder.path) == folder
+    (folder.snapshot(5) / "manifest.json").touch()
+    assert folder.taken
 
 
 def test_the_last_snapshot_has_the_most_iterations(tmp_path: Path) -> None:
@@ -91,6 +115,7 @@ def test_a_taken_folder_is_passed_over(tmp_path: Path) -> None:
         folder = Folder.fresh(tmp_path / "gpt")
         assert folder.path == tmp_path / expected
         folder.begin(Settings(), make_tokenizer("ab", "char", 0))
+        finish(folder, Result(1.5, 1.25, 2000, 64, 3.5, "here"))
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 import msgspec
 import pytest
@@ -192,7 +192,10 @@ def test_any_bytes_give_messages_or_one_protocol_error(data: bytes, sizes: list[
     [
         (b"GET / HTTP/1.1\r\n", "not b'SHOL'"),
         (b"SHOP", "b'SHOP'"),
-        (HEADER.pack(MAGIC, 99, 0, 5, 0), f"peer speaks protocol 99, this is {PROTOCOL}: install the same shoal version on both"),
+        (
+            HEADER.pack(MAGIC, 99, 0, 5, 0),
+            f"peer speaks protocol 99, this is {PROTOCOL}: install the same shoal version on both",
+        ),
         (HEADER.pack(MAGIC, PROTOCOL, 0, 1001, 0), "message of 1001 bytes, the limit is message_bytes_max=1000"),
         (HEADER.pack(MAGIC, PROTOCOL, 0, 2**32 - 1, 0), "SHOAL_MESSAGE_BYTES_MAX"),
         (HEADER.pack(MAGIC, PROTOCOL, 0, 5, 5001), "payload of 5001 bytes, the limit is payload_bytes_max=5000"),
@@ -251,6 +254,33 @@ def test_what_is_only_announced_takes_no_memory(data: bytes) -> None:
         tracemalloc.stop()
 
 
+def test_idle_decoders_take_next_to_no_memory() -> None:
+    frame = encode(m.Stop("hello"), 3) + b"abc"
+    tracemalloc.start()
+    try:
+        collectors = [Collector() for _ in range(1000)]
+        for collector in collectors:
+            read_like_a_socket(collector.decoder, split(frame, [30, 1]))
+        for collector in collectors:
+            collector.frames.clear()
+        assert tracemalloc.get_traced_memory()[0] < 1000 * 4096
+    finally:
+        tracemalloc.stop()
+
+
+@settings(max_examples=60, deadline=None)
+@given(frames=st.lists(FRAMES, min_size=2, max_size=4), sizes=SIZES)
+def test_streams_that_arrive_in_turns_do_not_mix(frames: list[list[tuple[m.Message, bytes]]], sizes: list[int]) -> None:
+    collectors = [Collector(Limits()) for _ in frames]
+    streams = [
+        split(b"".join(encode(message, len(payload)) + payload for message, payload in own), sizes) for own in frames
+    ]
+    for pieces in zip_longest(*streams, fillvalue=b""):
+        for collector, piece in zip(collectors, pieces, strict=True):
+            read_like_a_socket(collector.decoder, iter([piece]))
+    assert [collector.frames for collector in collectors] == frames
+
+
 @pytest.mark.parametrize("size", [SCRATCH_BYTES - 30, SCRATCH_BYTES, SCRATCH_BYTES + 1, 5 * SCRATCH_BYTES])
 @pytest.mark.parametrize("chunk", [1000, 1 << 30])
 def test_messages_larger_than_the_scratch_buffer(size: int, chunk: int) -> None:
@@ -269,6 +299,18 @@ def test_large_payload_is_read_in_place() -> None:
     assert len(target) == len(place)
     target[:3] = b"abc"
     assert place[:3] == b"abc"
+
+
+@pytest.mark.parametrize("before", [0, 1, 100_000, 199_999])
+def test_what_is_discarded_half_way_leaves_its_place_alone(before: int) -> None:
+    collector = Collector(Limits())
+    read_like_a_socket(collector.decoder, iter([encode(m.Stop("a"), 200_000) + b"1" * before]))
+    assert collector.memory is not None
+    place = collector.memory
+    collector.decoder.discard()
+    read_like_a_socket(collector.decoder, split(b"1" * (200_000 - before) + encode(m.Stop("b"), 3) + b"abc", [1 << 20]))
+    assert place == b"1" * before + bytes(200_000 - before)
+    assert collector.frames == [(m.Stop("a"), None), (m.Stop("b"), b"abc")]
 
 
 @pytest.mark.parametrize("room", [[9], [11], [5, 6], []])

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+from shoal.errors import ConfigurationError
+
+Transport = Annotated[
+    Literal["auto", "shm", "tcp"],
+    typer.Option(
+        envvar="SHOAL_TRANSPORT",
+        show_envvar=False,
+        help="How workers and servers exchange tensors: in memory they share, over tcp, or by itself what is best.",
+    ),
+]
 
 
 def run(
@@ -15,6 +27,7 @@ def run(
     module: Annotated[bool, typer.Option("-m", help="SCRIPT is a module, as in python -m.")] = False,
     max_restarts: Annotated[int, typer.Option(help="How often killed workers are started again, in all.")] = 3,
     resume: Annotated[Path | None, typer.Option(help="Begin from this snapshot.", metavar="PATH")] = None,
+    transport: Transport = "auto",
     port: Annotated[int, typer.Option(help="The coordinator's port on 127.0.0.1; 0: any free one.")] = 0,
 ) -> None:
     """Run a training script on this machine, with workers and servers as processes of their own.
@@ -23,5 +36,13 @@ def run(
     """
     from shoal.launch.local import launch
 
+    if command[0].startswith("-"):
+        raise ConfigurationError(
+            f"no such option {command[0]}; `shoal run --help` names them all, and the script's own come after SCRIPT"
+        )
     arguments = ["-m", *command] if module else command
-    raise typer.Exit(launch(arguments, workers, servers, port=port, max_restarts=max_restarts, resume=resume))
+    environment = os.environ | {"SHOAL_TRANSPORT": transport}
+    status = launch(
+        arguments, workers, servers, port=port, max_restarts=max_restarts, resume=resume, env=environment
+    )
+    raise typer.Exit(status)

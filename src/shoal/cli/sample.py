@@ -9,7 +9,7 @@ import typer
 
 
 def sample(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or a snapshot in it.")],
     prompt: Annotated[str, typer.Option(help="Text to go on from.")] = "",
     tokens: Annotated[int, typer.Option(help="Tokens to write.", min=1)] = 500,
     temperature: Annotated[float, typer.Option(help="Below 1: likelier text; 0: the likeliest.", min=0.0)] = 0.8,
@@ -20,5 +20,6 @@ def sample(
     from shoal.recipes.gpt.folder import Folder
     from shoal.recipes.gpt.sample import load, write
 
-    model, tokenizer = load(Folder.of(run))
+    folder = Folder.of(run)
+    model, tokenizer = load(folder, None if folder.path == run else run)
     typer.echo(write(model, tokenizer, tokens, prompt=prompt, temperature=temperature, top_k=top_k, seed=seed))

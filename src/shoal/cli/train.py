@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -15,7 +16,9 @@ from typing import Annotated, Any, get_origin, get_type_hints
 
 import typer
 
-from shoal.errors import ConfigurationError, JobError
+from shoal.cli.run import Transport
+from shoal.errors import ConfigurationError, JobError, ShoalError
+from shoal.launch.plan import prepared
 from shoal.recipes.gpt.folder import Folder, Result, iterations_of
 from shoal.recipes.gpt.settings import FIXED, Settings
 from shoal.recipes.gpt.text import Tokenizer, make_tokenizer, read_text, split
@@ -35,6 +38,7 @@ def gpt(
     resume: Annotated[
         Path | None, typer.Option(help="Go on from this run or snapshot, with its options.", metavar="PATH")
     ] = None,
+    transport: Transport = "auto",
     report: Annotated[
         Path | None, typer.Option("--json", help="Write the result here as well.", metavar="FILE")
     ] = None,
@@ -53,19 +57,26 @@ def gpt(
     folder, snapshot, settings, tokenizer = (
         _resumed(resume, out, given) if resume else _started(out or OUT_DEFAULT, given, anywhere=out is None)
     )
-    if report is not None and not report.absolute().parent.is_dir():
-        raise ConfigurationError(f"cannot write --json {report}: the folder {report.absolute().parent} does not exist")
-    folder.begin(settings, tokenizer)
-    _run(folder, settings, servers, max_restarts, snapshot)
-    result = folder.result()
-    if result is None:
-        raise JobError(f"the job ended without a result in {folder.path}: worker 0, which writes it, was gone by then")
     if report is not None:
-        report.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
-    typer.echo(_farewell(folder, settings, result))
+        _check_report(report)
+    prepared(_command(folder), settings.workers, servers, max_restarts=max_restarts, resume=snapshot)
+    with folder.held():  # nothing is written before all that can be known is known to be well
+        before = folder.finished()
+        folder.begin(settings, tokenizer)
+        typer.echo(f"the run's folder: {folder.path}")
+        _run(folder, settings, servers, max_restarts, snapshot, transport)
+        result = folder.result()
+        if result is None or folder.finished() == before:
+            gone = "worker 0, which writes it, was gone by then"
+            raise JobError(f"the job ended without a result in {folder.path}: {gone}; {folder.way_on()}")
+        typer.echo(_farewell(folder, settings, result))
+    if report is not None:
+        _write_report(report, folder, result)
 
 
-def _run(folder: Folder, settings: Settings, servers: int, max_restarts: int, snapshot: Path | None) -> None:
+def _run(
+    folder: Folder, settings: Settings, servers: int, max_restarts: int, snapshot: Path | None, transport: str
+) -> None:
     """Train; leaves by typer.Exit when the script ends badly."""
     from shoal.cli.live import view
     from shoal.launch.local import launch
@@ -73,16 +84,49 @@ def _run(folder: Folder, settings: Settings, servers: int, max_restarts: int, sn
     source = settings.text or "the Python standard library"
     with view(f"GPT on {source}", settings.batch_size, done_iters=settings.done_iters) as shown:
         status = launch(
-            ("-m", "shoal.recipes.gpt.worker", str(folder.path)),
+            _command(folder),
             settings.workers,
             servers,
             max_restarts=max_restarts,
             resume=snapshot,
             on_line=shown.line,
             on_status=shown.status,
+            way_on=folder.way_on,
+            env=os.environ | {"SHOAL_TRANSPORT": transport},
         )
     if status != 0:
+        typer.echo(f"shoal: the run ended early, with exit status {status}; {folder.way_on()}", err=True)
         raise typer.Exit(status)
+
+
+def _command(folder: Folder) -> tuple[str, ...]:
+    return "-m", "shoal.recipes.gpt.worker", str(folder.path)
+
+
+def _check_report(report: Path) -> None:
+    """Whether the result can be written there in the end (ConfigurationError if not)."""
+    folder = report.absolute().parent
+    if not folder.is_dir():
+        raise ConfigurationError(f"cannot write --json {report}: the folder {folder} does not exist")
+    if report.exists() and not report.is_dir() and not report.is_file():
+        return  # a pipe or a terminal
+    fresh = not report.exists()
+    try:
+        report.open("ab").close()
+    except OSError as error:
+        raise ConfigurationError(f"cannot write --json {report}: {error.strerror}; name a file") from None
+    if fresh:
+        report.unlink()
+
+
+def _write_report(report: Path, folder: Folder, result: Result) -> None:
+    try:
+        report.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ShoalError(
+            f"the model is trained, but --json {report} cannot be written: {error.strerror}; "
+            f"the same is in {folder.path / 'result.json'}"
+        ) from None
 
 
 Plan = tuple[Folder, Path | None, Settings, Tokenizer]
@@ -115,7 +159,10 @@ def _resumed(path: Path, out: Path | None, given: dict[str, Any]) -> Plan:
     settings = replace(before, **given, done_iters=iterations)
     tokenizer = old.tokenizer()
     split(tokenizer.encode(read_text(settings.text)), settings.block_size)
-    return (Folder(out) if out else old), snapshot, settings, tokenizer
+    folder = Folder(out) if out else old
+    if folder.path.resolve() != old.path.resolve() and folder.taken:
+        raise ConfigurationError(f"{out} holds another run already: give another --out, or none to go on in {old.path}")
+    return folder, snapshot, settings, tokenizer
 
 
 def _farewell(folder: Folder, settings: Settings, result: Result) -> str:

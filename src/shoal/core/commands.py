@@ -13,11 +13,15 @@ from shoal.vocabulary import Dataset, TableSpec
 
 @dataclass(frozen=True)
 class Begin:
-    """Join the job. rank -1: any. nonce: a fresh random number for every life of the process."""
+    """Join the job. rank -1: any. nonce: a fresh random number for every life of the process.
+
+    coordinator: its address.
+    """
 
     rank: int
     nonce: int
     pid: int
+    coordinator: str = ""
 
 
 @dataclass(frozen=True)

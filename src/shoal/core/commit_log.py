@@ -53,7 +53,8 @@ class CommitLog:
         total = sum(ready.samples for ready in usable)
         shares = [1.0 if reduction == "sum" else ready.samples / total for ready in usable]
         weights = tuple(
-            Weighted(ready.contributor, share * ready.multiplier) for ready, share in zip(usable, shares, strict=True)
+            Weighted(ready.contributor, share * ready.multiplier, ready.whole)
+            for ready, share in zip(usable, shares, strict=True)
         )
         # The oldest member's schedule counts: a restarted worker's own may have begun anew.
         eldest = min(readies, key=lambda ready: ready.contributor.incarnation)

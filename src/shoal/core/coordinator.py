@@ -19,6 +19,7 @@ from shoal.core.formation import Formation
 from shoal.core.membership import COMPUTING, DECLARED, IDLE, JOINED, PARKED, READY, Member, Membership
 from shoal.core.release import Releases
 from shoal.core.saving import Savings
+from shoal.core.silence import Watch
 from shoal.core.status import status
 from shoal.policy import Go, Policy
 from shoal.vocabulary import TableSpec, node_number, server_name, worker_name
@@ -34,6 +35,7 @@ class Coordinator:
     job: Job
     epoch: int = 1
     clock_at_start: int = 0  # above 0 when the job goes on from a snapshot
+    pid: int = 0
     phase: str = FORMING
     clock: int = 0  # the open clock of a lockstep policy
     dispatch: Dispatch = field(default_factory=Dispatch)
@@ -42,6 +44,7 @@ class Coordinator:
     log: CommitLog = field(init=False)
     releases: Releases = field(init=False)
     savings: Savings = field(init=False)
+    watch: Watch = field(init=False)
     started_at: int | None = None
     waiting: str = ""  # what the job waits for, in words
 
@@ -51,6 +54,7 @@ class Coordinator:
         self.log = CommitLog(self.epoch, self.job.servers)
         self.releases = Releases(self.log, self.membership, self.dispatch)
         self.savings = Savings(self.job.servers)
+        self.watch = Watch(self.job.limits)
 
     @property
     def spec(self) -> TableSpec | None:
@@ -111,9 +115,10 @@ class Coordinator:
                 return []  # its sender has just taken another name
             case m.Heartbeat(name=name) if name.startswith("server/"):
                 server = self.membership.servers.get(node_number(name))
-                if server is not None:
-                    server.heard_at, server.received, server.sent = now, message.received, message.sent
-                return []
+                if server is None:
+                    return []
+                server.heard_at, server.received, server.sent = now, message.received, message.sent
+                return [k.Send(source, m.Alive(self.pid))]
         return self._from_worker(source, message, now)
 
     def _from_worker(self, source: str, message: m.Message, now: int) -> list[k.Effect]:
@@ -157,7 +162,7 @@ class Coordinator:
             case m.Heartbeat(received=received, sent=sent, version=version):
                 member.received, member.sent = received, sent
                 member.version = max(member.version, version)
-                return []
+                return [k.Send(source, m.Alive(self.pid))]
             case _:
                 return []
 
@@ -211,7 +216,10 @@ class Coordinator:
 
     def _begin(self, members: list[Member], now: int) -> list[k.Effect]:
         self.phase, self.clock = RUNNING, self.clock_at_start + 1
-        return [k.Log(f"{len(members)} workers begin at clock {self.clock}"), *self._admit(members, now)]
+        return [*self._begun(members), *self._admit(members, now)]
+
+    def _begun(self, members: list[Member]) -> list[k.Effect]:
+        return [k.Log(f"{len(members)} workers begin at clock {self.clock}"), k.Begun()]
 
     def _admit(self, members: list[Member], now: int) -> list[k.Effect]:
         """Give members their first parameters; from now on the policy counts them."""
@@ -255,8 +263,7 @@ class Coordinator:
         declared = self.formation.declared()
         for item in declared:
             item.clock = self.clock
-        begin = k.Log(f"{len(declared)} workers begin at clock 1")
-        return [begin, *self.releases.append(self.log.seed(ready), declared, now, finished=0)]
+        return [*self._begun(declared), *self.releases.append(self.log.seed(ready), declared, now, finished=0)]
 
     def _drop(self, member: Member, now: int) -> list[k.Effect]:
         """Too late for its commit (quorum): the samples were freed then; go on at the open clock."""
@@ -335,11 +342,11 @@ class Coordinator:
     # --- snapshots, leaving, dying --------------------------------------------------------------
 
     def _snapshot(self, request: m.SnapshotRequest, now: int) -> list[k.Effect]:
-        if self.phase != RUNNING:
-            return []
         again = self.savings.again(request)
         if again is not None:
             return again
+        if self.phase != RUNNING:
+            return self.savings.refuse(request, f"the job has not begun: {self.formation.missing()}")
         entry = self.log.cut(save=request.path)
         self.savings.begin(request, entry, self.clock - 1)  # the clocks that are over: a resumed job begins at the next
         return self.log.append(entry, now)
@@ -359,15 +366,19 @@ class Coordinator:
     def _tick(self, now: int) -> list[k.Effect]:
         limits = self.job.limits
         assert self.started_at is not None
+        if self.watch.slept(now):
+            self.membership.excuse(now)
         if self.phase == FORMING and now - self.started_at >= limits.start_ms:
             return self._stop(
                 f"job {self.job.name} did not start within {limits.start_ms / 1000:g} s: {self.formation.missing()}"
             )
         server = self.membership.dead_server(now)
         if server is not None:
+            died = f"server {server.index} ({server.address}, process {server.pid}) died at version {server.version}"
+            if self.phase == FORMING:
+                return self._stop(f"{died}, before the job began: start it again")
             return self._stop(
-                f"server {server.index} ({server.address}, process {server.pid}) died at version {server.version}; "
-                f"without replicas its parameters are gone: resume the job from its last snapshot"
+                f"{died}; without replicas its parameters are gone: resume the job from its last snapshot"
             )
         empty_at = self.membership.empty_at
         if self.phase == RUNNING and empty_at is not None and now - empty_at >= limits.empty_ms:

@@ -1,6 +1,8 @@
 """A courier: takes a worker's gradient blocks to one server, and again until each is acknowledged.
 
-Small blocks travel together: a frame leaves once it is full, or when nothing more will come.
+Small blocks travel together: a frame leaves once it is full, or when nothing more will come. Blocks
+that lie in shared memory do not travel at all, so one frame at the end names them; and none does when
+they are all that the server holds, for then the coordinator's word is enough.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from shoal.wire import messages as m
 
 @dataclass
 class Courier:
-    """Blocks of one contribution on their way to one server."""
+    """Blocks of one contribution on their way to one server. holds: blocks of the server; near: in shared memory."""
 
     server: int
     block_bytes: Sequence[int]  # by block
     limits: Limits
+    holds: int = 0
+    near: bool = False
     gathered: list[int] = field(default_factory=list)  # waiting to fill a frame
     gathered_bytes: int = 0
     unacknowledged: set[int] = field(default_factory=set)
@@ -34,7 +38,13 @@ class Courier:
         """Take a block along."""
         self.gathered.append(block)
         self.gathered_bytes += self.block_bytes[block]
-        return self.flush(who, now) if self.gathered_bytes >= self.limits.frame_bytes_target else []
+        full = self.gathered_bytes >= self.limits.frame_bytes_target and not self.near
+        return self.flush(who, now) if full else []
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that the server holds lies in shared memory, and it was told of none of it."""
+        return self.near and len(set(self.gathered)) == self.holds
 
     def flush(self, who: Contributor, now: int) -> list[k.Effect]:
         """Send what is gathered as one frame, full or not."""

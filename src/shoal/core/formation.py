@@ -112,7 +112,9 @@ class Formation:
             return f"server {', '.join(servers)} of {self.job.servers} did not register with the coordinator"
         members = self.membership.ordered()
         if len(members) < self.job.workers:
-            return f"{len(members)} of {self.job.workers} workers have joined"
+            present = {member.worker for member in members}
+            absent = ", ".join(str(rank) for rank in range(self.job.workers) if rank not in present)
+            return f"{len(members)} of {self.job.workers} workers have joined, and not worker {absent}"
         late = [member.worker for member in members if member.state != DECLARED]
         if late:
             return f"workers {late} joined but have not set up their optimizer"

@@ -165,6 +165,11 @@ class Manifest:
 
 
 @dataclass(frozen=True)
+class Begun:
+    """The job runs: from here on there is something to lose."""
+
+
+@dataclass(frozen=True)
 class Log:
     """A line for the person who watches."""
 
@@ -237,6 +242,7 @@ Effect = (
     | Run
     | Free
     | Manifest
+    | Begun
     | Log
     | Halt
     | Dial

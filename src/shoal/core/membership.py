@@ -137,6 +137,13 @@ class Membership:
         if number in known:
             known[number].broken_at = broken_at
 
+    def excuse(self, now: int) -> None:
+        """The coordinator itself was stopped: what the others said meanwhile has yet to be read."""
+        for member in self.members.values():
+            member.heard_at = now
+        for server in self.servers.values():
+            server.heard_at = now
+
     def dead(self, now: int) -> list[tuple[Member, str]]:
         """Members past their lease or grace, each with the reason in words."""
         found: list[tuple[Member, str]] = []

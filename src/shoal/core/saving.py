@@ -63,6 +63,12 @@ class Savings:
         """The manifest is written, or could not be."""
         return self._answer(version, error) if version in self.under_way else []
 
+    def refuse(self, request: m.SnapshotRequest, error: str) -> list[k.Effect]:
+        """It cannot be written now; however late it is repeated, the answer stays."""
+        done = m.SnapshotDone(request.worker, request.incarnation, request.number, request.path, 0, error)
+        self.answered[request.worker] = done
+        return [k.Send(worker_name(request.worker), done)]
+
     def _answer(self, version: int, error: str) -> list[k.Effect]:
         request = self.under_way.pop(version).request
         done = m.SnapshotDone(request.worker, request.incarnation, request.number, request.path, version, error)

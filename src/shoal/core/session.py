@@ -17,6 +17,7 @@ from shoal.core.arrival import Arrival
 from shoal.core.backoff import Backoff
 from shoal.core.commands import Await, Begin, Declare, Finish, Leave, Push, Restart, Snapshot, Take, Tell
 from shoal.core.courier import Courier
+from shoal.core.silence import Silence, blame
 from shoal.placement import cut, owned
 from shoal.policy import from_spec
 from shoal.vocabulary import COORDINATOR, ITEM_BYTES, Contributor, Dataset, Lease, TableSpec, server_name
@@ -53,6 +54,7 @@ class Session:
     parked: str = ""  # a key of WAITS_FOR, or "" while the training thread computes
     request: m.Message | None = None  # what the coordinator still has to answer
     finish: Finish | None = None  # given, and waiting for the last blocks to be staged
+    whole: bool = False  # near servers were sent no word of this contribution: all of it lies where they look
     released: m.Released | None = None
     early: bool = False  # the first release came before the training thread waited for it
     granted: m.Granted | None = None
@@ -73,12 +75,16 @@ class Session:
     parked_at: int = 0
     beat_at: int = 0
     reason: str = ""  # the coordinator's last word on what it waits for
+    coordinator: str = ""  # its address
+    coordinator_pid: int = 0
+    silence: Silence = field(init=False)  # the coordinator's
     dead: bool = False
 
     def __post_init__(self) -> None:
         self.asking = Backoff(self.limits.resend_ms)
         self.pulling = Backoff(self.limits.resend_ms)
         self.attaching = Backoff(self.limits.resend_ms)
+        self.silence = Silence(self.limits)
 
     def step(self, event: object, now: int) -> list[k.Effect]:
         """Take one command or event; return what is to be done about it."""
@@ -104,11 +110,11 @@ class Session:
             case Finish():
                 self.finish = event
                 self._park("step", now)
-                rest = [effect for courier in self.couriers for effect in courier.flush(self._identity(), now)]
-                return rest + self._make_ready(now)
+                return self._flush(now) + self._make_ready(now)
             case Take(dataset, epoch):
                 return self._take(dataset, epoch, now)
-            case Begin(rank, nonce, pid):
+            case Begin(rank, nonce, pid, coordinator):
+                self.coordinator = coordinator
                 return self._ask("join", m.Join(rank, nonce, pid), now)
             case Declare(spec, near):
                 self.spec, self.near, self.still = spec, near, from_spec(spec.policy).still
@@ -167,7 +173,12 @@ class Session:
     # --- messages -----------------------------------------------------------------------------
 
     def _received(self, source: str, message: m.Message, now: int) -> list[k.Effect]:
+        if source == COORDINATOR and self.incarnation >= 0:
+            self.silence.heard(now)
         match message:
+            case m.Alive(pid=pid):
+                self.coordinator_pid = pid
+                return []
             case m.Staged(contributor=who, shard=shard, blocks=blocks):
                 if who == self._identity() and shard < len(self.couriers):
                     self.couriers[shard].acknowledged(blocks, now)
@@ -221,6 +232,7 @@ class Session:
     def _welcome(self, welcome: m.Welcome, now: int) -> list[k.Effect]:
         self.worker, self.incarnation, self.servers = welcome.worker, welcome.incarnation, welcome.servers
         self.parked, self.request, self.beat_at = "", None, now
+        self.silence.heard(now)
         return [k.Dial(welcome.servers)]
 
     def _declared(self, seed: bool, now: int) -> list[k.Effect]:
@@ -253,8 +265,9 @@ class Session:
         """The table exists: one courier for each server, who carries the blocks that it holds."""
         blocks, servers = cut(spec), range(len(self.servers))
         block_bytes = [block.elements * ITEM_BYTES[spec.tensors[block.tensor].dtype] for block in blocks]
-        self.couriers = [Courier(server, block_bytes, self.limits) for server in servers]
-        self.courier_of = {block: self.couriers[i] for i in servers for block in owned(spec, i, len(servers))}
+        held = [owned(spec, server, len(servers)) for server in servers]
+        self.couriers = [Courier(i, block_bytes, self.limits, len(held[i]), i in self.near) for i in servers]
+        self.courier_of = {block: self.couriers[i] for i in servers for block in held[i]}
         self.arrival.blocks = len(blocks)
 
     def _released(self, released: m.Released, now: int) -> list[k.Effect]:
@@ -292,12 +305,21 @@ class Session:
 
     # --- going on -----------------------------------------------------------------------------
 
+    def _flush(self, now: int) -> list[k.Effect]:
+        """Everything is pushed: send what is gathered, unless the servers need not be told."""
+        self.whole = self.clock > 0 and bool(self.near) and all(self.couriers[server].whole for server in self.near)
+        if self.whole:
+            for server in self.near:
+                self.couriers[server].forget()
+        return [effect for courier in self.couriers for effect in courier.flush(self._identity(), now)]
+
     def _make_ready(self, now: int) -> list[k.Effect]:
         """Tell the coordinator, once every block of a finished clock is acknowledged."""
         if self.finish is None or any(courier.unacknowledged for courier in self.couriers):
             return []
         done, self.finish = self.finish, None
-        ready = m.Ready(self._identity(), done.samples, done.leases, done.rates, done.multiplier, done.void)
+        who = self._identity()
+        ready = m.Ready(who, done.samples, done.leases, done.rates, done.multiplier, done.void, self.whole)
         return self._ask("", ready, now)
 
     def _settle(self, now: int) -> list[k.Effect]:
@@ -335,6 +357,10 @@ class Session:
     def _tick(self, now: int) -> list[k.Effect]:
         if self.parked and now - self.parked_at >= self._patience_ms():
             return self._fail("DeadlineError", self._overdue(now))
+        silent_ms = self.silence.too_long_ms(now)
+        if silent_ms is not None:
+            who = f"worker {self.worker}, at clock {self.clock},"
+            return self._fail("JobError", blame(who, self.coordinator, self.coordinator_pid, silent_ms))
         effects: list[k.Effect] = []
         if self.incarnation >= 0 and now - self.beat_at >= self.limits.heartbeat_ms:
             self.beat_at = now

@@ -14,6 +14,7 @@ import msgspec
 
 from shoal.config import Limits
 from shoal.core import machine as k
+from shoal.core.silence import Silence, blame
 from shoal.errors import ProtocolError
 from shoal.optim import phases
 from shoal.placement import owned
@@ -26,11 +27,15 @@ SAVED_MAX = 16  # snapshots whose file can still be named to a coordinator that 
 
 @dataclass(frozen=True)
 class Open:
-    """Command: announce this server to the coordinator. version: above 0 if a snapshot was loaded."""
+    """Command: announce this server to the coordinator. version: above 0 if a snapshot was loaded.
+
+    coordinator: its address.
+    """
 
     address: str
     pid: int
     version: int = 0
+    coordinator: str = ""
 
 
 @dataclass
@@ -74,20 +79,29 @@ class Shard:
     registered: bool = False
     asked_at: int = 0
     beat_at: int = 0
+    coordinator: str = ""  # its address
+    coordinator_pid: int = 0
+    silence: Silence = field(init=False)  # the coordinator's
+
+    def __post_init__(self) -> None:
+        self.silence = Silence(self.limits)
 
     def step(self, event: object, now: int) -> list[k.Effect]:
         """Take one event; return what is to be done about it."""
         match event:
-            case k.Received(message=message):
+            case k.Received(source=source, message=message):
+                if source == COORDINATOR:
+                    self.silence.heard(now)
                 return self._received(message)
             case k.Done() as done:
                 return self._done(done)
             case k.Tick():
                 return self._tick(now)
-            case Open(address, pid, version):
-                self.version = version
+            case Open(address, pid, version, coordinator):
+                self.version, self.coordinator = version, coordinator
                 self.register = m.Register(self.index, address, pid, version)
                 self.asked_at = now
+                self.silence.heard(now)
                 return [k.Send(COORDINATOR, self.register)]
             case k.Regained(peer) if peer == COORDINATOR and self.register is not None:
                 return [k.Send(COORDINATOR, msgspec.structs.replace(self.register, version=self.version))]
@@ -135,6 +149,9 @@ class Shard:
             case m.Registered(epoch):
                 self.registered = True
                 self.epoch = max(self.epoch, epoch)
+                return []
+            case m.Alive(pid=pid):
+                self.coordinator_pid = pid
                 return []
             case m.Stop(reason):
                 return [k.Halt(reason)]
@@ -298,6 +315,9 @@ class Shard:
         return effects
 
     def _tick(self, now: int) -> list[k.Effect]:
+        silent_ms = self.silence.too_long_ms(now)
+        if silent_ms is not None:
+            return [k.Halt(blame(server_name(self.index), self.coordinator, self.coordinator_pid, silent_ms))]
         effects: list[k.Effect] = []
         if self.register is not None and not self.registered and now - self.asked_at >= self.limits.resend_ms:
             self.asked_at = now

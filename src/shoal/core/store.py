@@ -4,6 +4,10 @@ What it promises: the same commits give the same bits, whatever the number of se
 bytes that were handed out do not change while anyone still reads them; a staged block that was
 delivered stays as it is until it is freed.
 
+Where workers on this host share memory with it, their staged blocks are read where they lie, and the
+parameters lie in an arena that they map: nothing is copied, either way. Its stamp is odd while a task
+changes the parameters.
+
 Two sides use it at once. The event loop stages, frees and publishes; tasks may run in a thread. The
 loop owns the staging areas, the task owns the table; a task reads only contributions that are
 complete, and the loop reads parameters only between tasks.
@@ -11,8 +15,9 @@ complete, and the loop reads parameters only between tasks.
 
 from __future__ import annotations
 
+import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,27 +26,23 @@ from typing import Any, Protocol, TypeVar, assert_never
 import numpy as np
 import numpy.typing as npt
 
-from shoal.codec.codec import Codec, codec_for
+from shoal.arena import reader
 from shoal.core import machine as k
+from shoal.core.shared import lay_out_shared
+from shoal.core.table import Blocks, Table
+from shoal.core.update import MEASURES, Update, apply_block, apply_run
 from shoal.errors import ProtocolError
-from shoal.kernel import Floats
-from shoal.optim import phases
-from shoal.optim.lamb import LAMB
-from shoal.optim.registry import rule_for
-from shoal.optim.rule import Rule
-from shoal.placement import cut, owned
-from shoal.tables.dense import Dense
-from shoal.tables.layout import lay_out
-from shoal.tables.pool import Pool
-from shoal.vocabulary import Block, Contributor, TableSpec, Weighted
+from shoal.kernel import Floats, read_only
+from shoal.vocabulary import Contributor, TableSpec, Weighted
 
-# Elements combined and updated at a time: the sum stays in the core's cache, so memory is passed over
-# once. Partial sums are taken per chunk, so another value gives other last bits.
+# Elements of three or more contributions that are combined at a time: their sum stays in the core's
+# cache, so memory is passed over once. Another value gives the same bits.
 CHUNK_ELEMENTS = 1 << 16
 
 Partials = tuple[tuple[int, tuple[float, ...]], ...]
 Factors = tuple[tuple[str, tuple[float, ...]], ...]
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class Archive(Protocol):
@@ -63,10 +64,12 @@ class Archive(Protocol):
 
 
 class Store:
-    """The blocks of one shard. threads: how many work on a task's blocks at once."""
+    """The blocks of one shard. threads: how many work on a task's blocks at once. shared: with workers on this host."""
 
-    def __init__(self, archive: Archive, threads: int = 1) -> None:
+    def __init__(self, archive: Archive, threads: int = 1, shared: bool = False) -> None:
         self._archive = archive
+        self._shared = shared
+        self._lent: dict[tuple[int, int], tuple[memoryview, Blocks]] = {}  # (worker, incarnation) -> its arena
         self._scratch = [np.zeros(CHUNK_ELEMENTS, np.float32) for _ in range(threads)]
         self._threads = ThreadPoolExecutor(threads, "shoal-store") if threads > 1 else None
         self._table: Table | None = None
@@ -83,13 +86,15 @@ class Store:
         """
         match task:
             case k.CreateTable(spec, shard, shards):
-                self._table = Table.create(spec, shard, shards)
+                self._table = Table.create(spec, shard, shards, lay_out_shared(spec, shards) if self._shared else None)
             case k.Seed(contributor=contributor):
-                self._seed(contributor)
+                with self.table.moving():
+                    self._seed(contributor)
             case k.Measure(phase=phase):
-                return self._measure(Update.of(self.table, task, self._staging), phase)
+                return self._measure(Update.of(self.table, task, self._staged), phase)
             case k.Apply():
-                self._apply(Update.of(self.table, task, self._staging))
+                with self.table.moving():
+                    self._apply(Update.of(self.table, task, self._staged))
             case k.Save(seq, path):
                 return self.save(path, self.table.shard, self.table.shards, seq)
             case _:
@@ -106,6 +111,7 @@ class Store:
         The table must exist. Returns the snapshot's version (SnapshotError if it does not fit).
         """
         version = self._archive.read_into(directory, self.table.spec, self.table.entries())
+        self.table.publish()
         self.table.generation += 1
         return version
 
@@ -124,7 +130,8 @@ class Store:
         table = self.table
         staging = self._staging.get(contributor)
         if staging is None:
-            staging = self._staging[contributor] = Staging(table.arenas.take())
+            memory = table.arenas.take()
+            staging = self._staging[contributor] = Staging(memory, table.encoded(memory))
         return [
             memoryview(bytearray(table.bytes_of(block)))
             if block in staging.delivered
@@ -159,16 +166,62 @@ class Store:
         for block in blocks:
             if block not in published.blocks:
                 position = table.position[block]
-                table.codecs[position].encode(
-                    table.encoded(published.memory, position), table.dense.parameters[position]
-                )
+                target = np.frombuffer(published.memory[table.slices[position]], table.codecs[position].item)
+                table.codecs[position].encode(target, table.dense.parameters[position])
                 published.blocks.add(block)
         return [published.memory[table.slices[table.position[block]]].toreadonly() for block in blocks]
+
+    # --- shared memory: called by the event loop --------------------------------------------------
+
+    def attach(self, worker: int, incarnation: int, descriptor: int) -> None:
+        """Map the arena that this worker's gradients will lie in (ProtocolError if it is none)."""
+        if self._table is None or (worker, incarnation) in self._lent:
+            os.close(descriptor)
+            return  # too early, or again
+        if self._table.shared is None:
+            os.close(descriptor)
+            raise ProtocolError(f"worker {worker} wants to share memory, which this server does not (SHOAL_TRANSPORT)")
+        memory = reader(descriptor, self._table.shared.size_bytes)
+        self._lent[worker, incarnation] = memory, self._table.encoded(memory)
+
+    def attached(self, contributor: Contributor) -> bool:
+        """Whether this contributor's blocks are read where its worker wrote them."""
+        return (contributor.worker, contributor.incarnation) in self._lent
+
+    @property
+    def descriptor(self) -> int:
+        """Of the arena that the parameters lie in, for workers that are attached."""
+        assert self.table.arena is not None, "memory is shared only where there is a layout for it"
+        return self.table.arena.descriptor
+
+    def stage_in_place(self, contributor: Contributor, blocks: Iterable[int]) -> None:
+        """These blocks lie in the worker's arena, and stay as they are until freed. Only of who is attached."""
+        lent = self._lent[contributor.worker, contributor.incarnation]
+        self._staging.setdefault(contributor, Staging(*lent)).delivered.update(blocks)
+
+    @property
+    def stamp(self) -> int:
+        """Of the parameters in the arena. Not while a task runs."""
+        assert self.table.stamp is not None, "memory is shared only where there is a layout for it"
+        return int(self.table.stamp[0])
+
+    def detach(self, over: Callable[[int, int], bool]) -> None:
+        """Let go of the arenas of those (worker, incarnation) that are gone."""
+        for worker, incarnation in [who for who in self._lent if over(*who)]:
+            del self._lent[worker, incarnation]
 
     @property
     def table(self) -> Table:
         assert self._table is not None, "the shard runs CreateTable before anything else"
         return self._table
+
+    def _staged(self, item: Weighted) -> Staging | None:
+        """Where a contributor's blocks lie: staged, or as a whole in its arena without a word; None: nowhere here."""
+        who = item.contributor
+        staging = self._staging.get(who)
+        if staging is None and item.whole and (who.worker, who.incarnation) in self._lent:
+            staging = Staging(*self._lent[who.worker, who.incarnation], set(self.table.position))
+        return staging
 
     # --- the passes over the blocks ---------------------------------------------------------------
 
@@ -179,42 +232,53 @@ class Store:
         if missing:
             raise ProtocolError(f"the seed of worker {contributor.worker} lacks {len(missing)} blocks of this shard")
         if staging is not None:
-            for position, parameters in enumerate(table.dense.parameters):
-                encoded = table.encoded(staging.memory, position)
-                table.codecs[position].first(parameters, encoded, np.float32(1))
+            for codec, parameters, encoded in zip(table.codecs, table.dense.parameters, staging.blocks, strict=True):
+                codec.first(parameters, read_only(encoded), np.float32(1))
+        table.publish()
         table.generation += 1
 
     def _measure(self, update: Update, phase: str) -> Partials:
-        measure = {phases.GRADIENT: _gradient_partial, phases.TRUST: _trust_partial}[phase]
+        measure = MEASURES[phase]
         found = self._each_block(lambda position, scratch: measure(update, position, scratch))
         return tuple((index, values) for index, values in zip(self.table.position, found, strict=True) if values)
 
     def _apply(self, update: Update) -> None:
-        self._each_block(lambda position, scratch: _apply_block(update, position, scratch))
+        if update.by_runs:
+            self._each(self.table.runs, lambda run, scratch: apply_run(update, run, scratch))
+            self.table.dense.steps += 1
+        else:
+            self._each_block(lambda position, scratch: apply_block(update, position, scratch))
         self.table.generation += 1
 
     def _each_block(self, work: Callable[[int, Floats], R]) -> list[R]:
-        """work(position, scratch) for each block, by as many threads as there are; results in order."""
-        queue = deque(range(len(self.table.blocks)))
+        return self._each(range(len(self.table.blocks)), work)
+
+    def _each(self, items: Sequence[T], work: Callable[[T, Floats], R]) -> list[R]:
+        """work(item, scratch) for each item, by as many threads as there are; results in order."""
+        if self._threads is None or len(items) == 1:
+            return [work(item, self._scratch[0]) for item in items]
+        queue = deque(range(len(items)))
         results: dict[int, R] = {}
 
         def drain(scratch: Floats) -> None:
             while True:
                 try:
-                    position = queue.popleft()
+                    index = queue.popleft()
                 except IndexError:
                     return
-                results[position] = work(position, scratch)
+                results[index] = work(items[index], scratch)
 
-        deque(self._threads.map(drain, self._scratch) if self._threads else map(drain, self._scratch), maxlen=0)
-        return [results[position] for position in range(len(results))]
+        deque(self._threads.map(drain, self._scratch), maxlen=0)
+        return [results[index] for index in range(len(items))]
 
 
 @dataclass
 class Staging:
-    """What one contributor has sent so far. memory: the shard's blocks, laid out by Table.slices."""
+    """What one contributor has sent so far: its memory, where bytes arrive unless it is the worker's own, and the
+    blocks in it, by position."""
 
     memory: memoryview
+    blocks: Blocks
     delivered: set[int] = field(default_factory=set)
 
 
@@ -225,173 +289,3 @@ class Published:
     generation: int
     memory: memoryview
     blocks: set[int] = field(default_factory=set)
-
-
-@dataclass
-class Table:
-    """A shard's part of a table: its blocks by position, their numbers, and how they travel.
-
-    generation grows with every change of the parameters.
-    """
-
-    spec: TableSpec
-    shard: int
-    shards: int
-    blocks: tuple[Block, ...]
-    position: dict[int, int]  # of a block's index, ascending
-    rules: tuple[Rule, ...]  # by parameter group
-    codecs: tuple[Codec, ...]  # by position
-    slices: tuple[slice, ...]  # by position: where a block's bytes lie in an arena
-    arenas: Pool
-    dense: Dense
-    generation: int = 0
-
-    @classmethod
-    def create(cls, spec: TableSpec, shard: int, shards: int) -> Table:
-        blocks = tuple(cut(spec)[index] for index in owned(spec, shard, shards))
-        rules = tuple(rule_for(spec.rule, settings) for settings in spec.groups)
-        codecs = tuple(codec_for(spec.tensors[block.tensor].dtype) for block in blocks)
-        slices, arena_bytes = lay_out(codec.bytes_of(b.elements) for codec, b in zip(codecs, blocks, strict=True))
-        states = [len(rules[spec.tensors[block.tensor].group].states) for block in blocks]
-        table = cls(
-            spec=spec,
-            shard=shard,
-            shards=shards,
-            blocks=blocks,
-            position={block.index: position for position, block in enumerate(blocks)},
-            rules=rules,
-            codecs=codecs,
-            slices=slices,
-            arenas=Pool(arena_bytes),
-            dense=Dense([block.elements for block in blocks], states),
-        )
-        table.warm()
-        return table
-
-    def warm(self) -> None:
-        """Compile every kernel this table will use (or load it from disk) before the first step."""
-        one = np.zeros(1, np.float32)
-        phases.sum_of_squares(one)
-        for codec in set(self.codecs):
-            codec.warm()
-        for rule in self.rules:
-            states = [one.copy() for _ in rule.states]
-            if isinstance(rule, LAMB):
-                rule.trust(one, one, states, rule.constants(1, 0.0))
-            rule.update(one.copy(), one, states, rule.constants(1, 0.0))
-
-    def group(self, position: int) -> int:
-        return self.spec.tensors[self.blocks[position].tensor].group
-
-    def bytes_of(self, block: int) -> int:
-        piece = self.slices[self.position[block]]
-        return int(piece.stop - piece.start)
-
-    def encoded(self, memory: memoryview, position: int) -> npt.NDArray[Any]:
-        """A block's elements in an arena, as its codec's kernels take them. No copy."""
-        return np.frombuffer(memory[self.slices[position]], self.codecs[position].item)
-
-    def entries(self) -> dict[tuple[str, int, str], npt.NDArray[Any]]:
-        """Everything a snapshot keeps, by (tensor, first element, what): views, to read or to fill."""
-        entries: dict[tuple[str, int, str], npt.NDArray[Any]] = {}
-        for position, block in enumerate(self.blocks):
-            name = self.spec.tensors[block.tensor].name
-            entries[name, block.start, "parameters"] = self.dense.parameters[position]
-            entries[name, block.start, "step"] = self.dense.steps[position : position + 1]
-            states = self.rules[self.group(position)].states
-            for what, state in zip(states, self.dense.states[position], strict=True):
-                entries[name, block.start, what] = state
-        return entries
-
-
-@dataclass(frozen=True)
-class Update:
-    """One commit's combined gradient over the blocks of a table, never in memory as a whole."""
-
-    table: Table
-    rates: tuple[float, ...]  # by parameter group
-    ratios: tuple[float, ...]  # by tensor; empty without the trust phase
-    factor: np.float32  # clips the combined gradient; 1 without the gradient phase
-    contributions: tuple[tuple[Staging, np.float32], ...]  # in the order in which they combine
-
-    @classmethod
-    def of(cls, table: Table, task: k.Measure | k.Apply, staging: Mapping[Contributor, Staging]) -> Update:
-        factors = dict(task.factors)
-        (factor,) = factors.get(phases.GRADIENT, (1.0,))
-        found = tuple(_weighed(task.contributors, staging))
-        return cls(table, task.rates, factors.get(phases.TRUST, ()), np.float32(factor), found)
-
-    def touches(self, position: int) -> bool:
-        """Whether any contributor delivered the block; without, it has no gradient and keeps its state."""
-        index = self.table.blocks[position].index
-        return any(index in staging.delivered for staging, _ in self.contributions)
-
-    def chunks(self, position: int, scratch: Floats) -> Iterator[tuple[slice, Floats]]:
-        """The block's combined gradient, chunk by chunk: where it belongs, and its elements.
-
-        Contributors without the block count as zero. The elements lie in scratch until the next chunk.
-        """
-        block, codec = self.table.blocks[position], self.table.codecs[position]
-        sources = [
-            (self.table.encoded(staging.memory, position), weight)
-            for staging, weight in self.contributions
-            if block.index in staging.delivered
-        ]
-        for start in range(0, block.elements, CHUNK_ELEMENTS):
-            piece = slice(start, min(start + CHUNK_ELEMENTS, block.elements))
-            gradient = scratch[: piece.stop - start]
-            combine = codec.first
-            for encoded, weight in sources:
-                combine(gradient, encoded[piece], weight)
-                combine = codec.add
-            if self.factor != 1:
-                np.multiply(gradient, self.factor, out=gradient)
-            yield piece, gradient
-
-    def constants(self, position: int) -> Floats:
-        """The rule's constants for the block's next step."""
-        tensor, group = self.table.blocks[position].tensor, self.table.group(position)
-        rate = self.rates[group] * (self.ratios[tensor] if self.ratios else 1.0)
-        return self.table.rules[group].constants(int(self.table.dense.steps[position]) + 1, rate)
-
-
-def _weighed(
-    contributors: Iterable[Weighted], staging: Mapping[Contributor, Staging]
-) -> Iterator[tuple[Staging, np.float32]]:
-    """Those contributors that have staged anything here; one whose blocks are all elsewhere has not."""
-    for item in contributors:
-        found = staging.get(item.contributor)
-        if found is not None:
-            yield found, np.float32(item.weight)
-
-
-def _apply_block(update: Update, position: int, scratch: Floats) -> None:
-    if not update.touches(position):
-        return
-    dense, rule = update.table.dense, update.table.rules[update.table.group(position)]
-    parameters, states, constants = dense.parameters[position], dense.states[position], update.constants(position)
-    for piece, gradient in update.chunks(position, scratch):
-        rule.update(parameters[piece], gradient, [state[piece] for state in states], constants)
-    dense.steps[position] += 1
-
-
-def _gradient_partial(update: Update, position: int, scratch: Floats) -> tuple[float, ...]:
-    """(sum of g**2,), or nothing for a block without a gradient."""
-    if not update.touches(position):
-        return ()
-    return (float(sum(phases.sum_of_squares(gradient) for _, gradient in update.chunks(position, scratch))),)
-
-
-def _trust_partial(update: Update, position: int, scratch: Floats) -> tuple[float, ...]:
-    """(tensor, sum of p**2, sum of u**2), or nothing for a block without a gradient."""
-    rule = update.table.rules[update.table.group(position)]
-    if not update.touches(position) or not isinstance(rule, LAMB):
-        return ()
-    dense, constants = update.table.dense, update.constants(position)
-    weights = updates = 0.0
-    for piece, gradient in update.chunks(position, scratch):
-        states = [state[piece] for state in dense.states[position]]
-        weight, squares = rule.trust(dense.parameters[position][piece], gradient, states, constants)
-        weights += weight
-        updates += squares
-    return (float(update.table.blocks[position].tensor), weights, updates)

@@ -4,23 +4,24 @@ What is promised: every process of the job has been ended when `launch` returns 
 when the launcher itself is killed. Nothing is waited for without a deadline. The exit status is the
 script's own.
 
-    a worker exits with 0          the job ends well once all of them have
+    a worker exits with 0          the job ends well once all of them have; StartupError if the others
+                                   wait for it to begin
     a worker exits with 1..255     the script's own verdict: the job ends with that status
     a worker is killed by signal   it is started again, max_restarts times in the whole job
-    a server or coordinator ends   JobError (StartupError before it was ready), naming it and the way on,
+    a server or coordinator ends   JobError (StartupError before the job began), naming it and the way on,
                                    unless all of them end with 0: then the job was told that it is over
     Ctrl-C, SIGTERM, SIGHUP        the job ends with 128 + the signal's number (130 for Ctrl-C)
 
 How a node is told what it is: SHOAL_JOB, SHOAL_TOKEN (a fresh secret), SHOAL_COORDINATOR (an address),
 SHOAL_WORKERS, SHOAL_SERVERS, SHOAL_RANK (workers), SHOAL_SERVER_INDEX (servers), SHOAL_RESUME (a
 snapshot, if any), and the limits as SHOAL_<LIMIT>. Coordinator and servers print one line
-"SHOAL READY <address>" when they are; what makes them give up, they print as "shoal: error: ...".
+"SHOAL READY <address>" when they are, the coordinator "SHOAL BEGUN" when the job runs; what makes them
+give up, they print as "shoal: error: ...".
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import sys
 import threading
@@ -33,13 +34,14 @@ from queue import Empty, SimpleQueue
 from typing import assert_never
 
 from shoal.config import Limits
+from shoal.core.membership import DECLARED
 from shoal.errors import JobError, ShoalError, StartupError
 from shoal.launch.child import Child, Exited, Line
 from shoal.launch.jobs import JobRecord, published
-from shoal.launch.plan import Plan, title
+from shoal.launch.plan import Plan, prepared
 from shoal.launch.printer import Printer
 from shoal.runtime import visitor
-from shoal.vocabulary import COORDINATOR
+from shoal.vocabulary import COORDINATOR, node_number
 from shoal.wire.messages import Status
 
 COORDINATOR_PROGRAM = ("-m", "shoal.runtime.coordinator")
@@ -47,6 +49,7 @@ SERVER_PROGRAM = ("-m", "shoal.runtime.server")
 
 LAUNCHER = "shoal"  # the source of lines that the launcher itself has to say
 READY = "SHOAL READY "
+BEGUN = "SHOAL BEGUN"
 ERROR = "shoal: error: "
 
 GRACE_SECONDS = 5.0  # between asking a process to end and killing it
@@ -56,6 +59,7 @@ STATUS_DEADLINE_MS = 2_000
 
 OnLine = Callable[[str, str], None]  # (source, text); source is "worker 0", "server 1", "coordinator" or "shoal"
 OnStatus = Callable[[Status], None]
+WayOn = Callable[[], str]
 
 
 def launch(
@@ -69,6 +73,7 @@ def launch(
     resume: Path | None = None,
     on_line: OnLine | None = None,
     on_status: OnStatus | None = None,
+    way_on: WayOn = lambda: "start again from the last snapshot with --resume PATH",
     env: Mapping[str, str] | None = None,
     limits: Limits | None = None,
 ) -> int:
@@ -77,28 +82,28 @@ def launch(
     command: ("script.py", arguments...) or ("-m", "module", arguments...). env: the workers' and nodes'
     environment in place of this process's. port 0: any free one. resume: a snapshot to begin from.
     on_line gets every line of output (default: printed with its source in front), on_status the
-    job's status twice a second; both are called on the calling thread, never at the same time.
+    job's status twice a second; both are called on the calling thread, never at the same time. way_on is
+    asked, once a node of a running job has died, for what the user can do next.
 
     Workers get OMP_NUM_THREADS, unless it is set, so that together they use each core once.
 
-    Raises ConfigurationError for arguments that cannot work, StartupError when a node is not ready
-    within limits.start_ms, JobError when a node ends while workers need it.
+    Raises ConfigurationError for arguments that cannot work, SnapshotError for a snapshot that cannot be
+    read, StartupError when a node is not ready within limits.start_ms, or the job cannot begin, JobError
+    when a node ends while workers need it.
     """
     environment = dict(os.environ if env is None else env)
-    plan = Plan(
-        command=tuple(command),
-        workers=workers,
-        servers=servers,
+    plan = prepared(
+        command,
+        workers,
+        servers,
         host=host,
         port=port,
         max_restarts=max_restarts,
         resume=resume,
-        job=environment.get("SHOAL_JOB") or f"{title(command)}-{os.getpid()}",
-        token=secrets.token_urlsafe(),
-        limits=Limits.from_environment(environment) if limits is None else limits,
+        environment=environment,
+        limits=limits,
     )
-    plan.check()
-    return _Launch(plan, environment, Printer() if on_line is None else on_line, on_status).run()
+    return _Launch(plan, environment, Printer() if on_line is None else on_line, on_status, way_on).run()
 
 
 @dataclass(frozen=True)
@@ -125,40 +130,60 @@ _Event = Line | Exited | _Interrupted | _Seen
 class _Launch:
     """One run of a plan: reads one queue of events, on one thread, and acts on each."""
 
-    def __init__(self, plan: Plan, environment: Mapping[str, str], on_line: OnLine, on_status: OnStatus | None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        environment: Mapping[str, str],
+        on_line: OnLine,
+        on_status: OnStatus | None,
+        way_on: WayOn,
+    ) -> None:
         self._plan = plan
         self._environment = environment
         self._on_line = on_line
         self._on_status = on_status
+        self._way_on = way_on
+        self._stack = ExitStack()  # what ends with the run
         self._events: SimpleQueue[_Event] = SimpleQueue()
         self._coordinator = ""  # its address, once known
         self._nodes: list[Child] = []  # coordinator and servers that run
         self._workers: dict[Child, int] = {}  # those that run, with their ranks
         self._ready_by: dict[Child, float] = {}  # nodes that are not ready yet
+        self._begun = False  # the job runs
+        self._ended_well: list[str] = []  # workers
+        self._watched = False  # the job's status is asked for
         self._left: tuple[str, float] | None = None  # the first node that ended with 0; the others follow by then
         self._restarts = 0
         self._verdict: _Verdict | None = None
 
     def run(self) -> int:
-        with ExitStack() as stack:
+        with self._stack as stack:
             stack.enter_context(_signals(self._events))
             stack.callback(self._end_all)
             self._start_node(COORDINATOR, (*COORDINATOR_PROGRAM, "--listen", self._plan.listen))
             self._attend(until=lambda: bool(self._coordinator))
             if self._verdict is None:
-                record = JobRecord(self._plan.job, self._coordinator, self._plan.token, os.getpid())
-                stack.enter_context(published(record))
+                stack.enter_context(published(self._record))
                 for index in range(self._plan.servers):
                     self._start_node(f"server {index}", SERVER_PROGRAM, SHOAL_SERVER_INDEX=index)
                 for rank in range(self._plan.workers):
                     self._start_worker(rank)
                 if self._on_status is not None:
-                    stack.enter_context(_polling(record, self._events))
+                    self._watch()
                 self._attend(until=lambda: not self._workers)
             status = self._verdict.status if self._verdict else 0
             if isinstance(status, ShoalError):
                 raise status
             return status
+
+    @property
+    def _record(self) -> JobRecord:
+        return JobRecord(self._plan.job, self._coordinator, self._plan.token, os.getpid())
+
+    def _watch(self) -> None:
+        if not self._watched:
+            self._watched = True
+            self._stack.enter_context(_polling(self._record, self._events))
 
     # --- starting -----------------------------------------------------------------------------------
 
@@ -212,6 +237,7 @@ class _Launch:
             case _Interrupted(number):
                 self._verdict = _Verdict(time.monotonic(), 128 + number)
             case _Seen(job_status):
+                self._check_forming(job_status)
                 if self._on_status is not None:
                     self._on_status(job_status)
             case _:
@@ -221,13 +247,20 @@ class _Launch:
         if child in self._ready_by and text.startswith(READY):
             del self._ready_by[child]
             self._coordinator = self._coordinator or text.removeprefix(READY).strip()
+        elif text == BEGUN and child.name == COORDINATOR:
+            self._begun = True
         else:
             self._on_line(child.name, text)
 
     def _worker_ended(self, child: Child, rank: int, status: int) -> None:
-        if status == 0 or self._verdict is not None:
+        if self._verdict is not None:
             return
         who = f"{child.name} (pid {child.pid}) {_ending(status)}"
+        if status == 0:
+            self._ended_well.append(who)
+            if not self._begun:
+                self._watch()
+            return
         restarts, allowed = self._restarts + 1, self._plan.max_restarts
         if status < 0 and restarts <= allowed and any(node.name == COORDINATOR for node in self._nodes):
             self._restarts = restarts
@@ -243,9 +276,26 @@ class _Launch:
         if self._ready_by.pop(child, None) is not None:
             self._decide(StartupError(f"{who} before it was ready{_why(child)}"))
         elif status != 0:
-            self._decide(_lost(f"{who}{_why(child)}"))
+            self._decide(self._lost(f"{who}{_why(child)}"))
         elif self._left is None:  # when a job is over, all of its nodes end so
             self._left = (f"{who}{_why(child)}", time.monotonic() + GRACE_SECONDS)
+
+    def _lost(self, who: str) -> ShoalError:
+        if not self._begun:
+            return StartupError(f"{who}; the job had not begun, so nothing is lost")
+        needed = "the job cannot go on without any of its servers and its coordinator"
+        return JobError(f"{who}; {needed}: {self._way_on()}")
+
+    def _check_forming(self, status: Status) -> None:
+        """Whether workers that are ready to begin wait for one that will never come."""
+        waiting = [f"worker {node_number(member.name)}" for member in status.members if member.state == DECLARED]
+        if self._verdict is None and status.phase == "forming" and self._ended_well and waiting:
+            self._decide(
+                StartupError(
+                    f"{self._ended_well[0]} before the job began, and {', '.join(waiting)} waits for it in vain: "
+                    f"each of the {self._plan.workers} workers must come to ps.optimizer(...); or start fewer workers"
+                )
+            )
 
     def _check_nodes(self) -> None:
         """Whether each node that should be ready is, and whether nodes that end do so together."""
@@ -258,7 +308,7 @@ class _Launch:
             limit = f"start_ms={self._plan.limits.start_ms}"
             self._decide(StartupError(f"not ready after {limit}: {names}; on a slow machine raise SHOAL_START_MS"))
         elif self._left is not None and self._nodes and now >= self._left[1]:
-            self._decide(_lost(self._left[0]))
+            self._decide(self._lost(self._left[0]))
 
     def _decide(self, status: int | ShoalError, settle: float = 0.0) -> None:
         """The job ends so, unless a worker's failure turns out to follow from a node's."""
@@ -280,6 +330,7 @@ class _Launch:
         for number in (signal.SIGTERM, signal.SIGKILL):
             for child in children:
                 child.signal(number)
+                child.signal(signal.SIGCONT)  # who is stopped would not hear of it
             until = time.monotonic() + GRACE_SECONDS
             while children and (left := until - time.monotonic()) > 0:
                 try:
@@ -351,16 +402,9 @@ def _ending(status: int) -> str:
         return f"was killed by signal {-status}"
 
 
-def _lost(who: str) -> JobError:
-    return JobError(
-        f"{who}; the job cannot go on without any of its servers and its coordinator: "
-        f"start again from the last snapshot with --resume PATH"
-    )
-
-
 def _why(child: Child) -> str:
     """What the child itself said last, to be put behind its name."""
-    lines = [line for line in child.last_lines if not line.startswith(READY)]
+    lines = [line for line in child.last_lines if not line.startswith((READY, BEGUN))]
     errors = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
     if errors:
         return f": {errors[-1]}"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from shoal.config import Limits
 from shoal.errors import ConfigurationError
+from shoal.storage.snapshot import read_manifest
 
 # What tells one process of a job from another; a job inside a job inherits none of it.
 _IDENTITY = ("SHOAL_COORDINATOR", "SHOAL_RANK", "SHOAL_SERVER_INDEX", "SHOAL_RESUME")
@@ -29,7 +32,7 @@ class Plan:
     limits: Limits
 
     def check(self) -> None:
-        """Raises ConfigurationError for what cannot work."""
+        """Raises ConfigurationError for what cannot work, SnapshotError for a snapshot that cannot be read."""
         for name, value in (("workers", self.workers), ("servers", self.servers)):
             if value < 1:
                 raise ConfigurationError(f"a job needs at least 1 of its {name}, not {value}")
@@ -39,6 +42,8 @@ class Plan:
             raise ConfigurationError(f"max_restarts={self.max_restarts} must be 0 or more")
         if self.resume is not None and not self.resume.exists():
             raise ConfigurationError(f"there is no snapshot at {self.resume}; give the path that a run printed")
+        if self.resume is not None:
+            read_manifest(self.resume)
         match self.command:
             case () | ("-m",):
                 raise ConfigurationError("there is nothing to run; give a script.py, or -m and a module")
@@ -55,6 +60,7 @@ class Plan:
     def environment(self, base: Mapping[str, str], facts: Mapping[str, object]) -> dict[str, str]:
         """The environment of one process of the job; facts are what tells it from the others."""
         kept = {name: value for name, value in base.items() if name not in _IDENTITY}
+        cores = len(os.sched_getaffinity(0))
         resume = {} if self.resume is None else {"SHOAL_RESUME": str(self.resume.resolve())}
         limits = {f"SHOAL_{item.name.upper()}": str(getattr(self.limits, item.name)) for item in fields(self.limits)}
         job = {
@@ -62,9 +68,39 @@ class Plan:
             "SHOAL_TOKEN": self.token,
             "SHOAL_WORKERS": str(self.workers),
             "SHOAL_SERVERS": str(self.servers),
+            "SHOAL_SERVER_THREADS": base.get("SHOAL_SERVER_THREADS") or str(max(1, cores // self.servers)),
             "PYTHONUNBUFFERED": "1",
         }
         return {**kept, **job, **limits, **resume, **{name: str(value) for name, value in facts.items()}}
+
+
+def prepared(
+    command: Sequence[str],
+    workers: int,
+    servers: int,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    max_restarts: int = 3,
+    resume: Path | None = None,
+    environment: Mapping[str, str] = os.environ,
+    limits: Limits | None = None,
+) -> Plan:
+    """The plan of `launch` with these arguments, checked; nothing is started and nothing written."""
+    plan = Plan(
+        command=tuple(command),
+        workers=workers,
+        servers=servers,
+        host=host,
+        port=port,
+        max_restarts=max_restarts,
+        resume=resume,
+        job=environment.get("SHOAL_JOB") or f"{title(command)}-{os.getpid()}",
+        token=secrets.token_urlsafe(),
+        limits=Limits.from_environment(environment) if limits is None else limits,
+    )
+    plan.check()
+    return plan
 
 
 def title(command: Sequence[str]) -> str:

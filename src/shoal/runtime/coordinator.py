@@ -26,7 +26,7 @@ class CoordinatorNode(Node):
     def __init__(self, job: Job, resume: Path | None = None, wrap: Wrap = unwrapped) -> None:
         super().__init__(COORDINATOR, job, wrap)
         clock = snapshot.read_manifest(resume).clock if resume is not None else 0
-        self._coordinator = Coordinator(job, clock_at_start=clock)
+        self._coordinator = Coordinator(job, clock_at_start=clock, pid=os.getpid())
 
     def machine(self) -> Coordinator:
         return self._coordinator
@@ -45,6 +45,8 @@ class CoordinatorNode(Node):
                 except (SnapshotError, OSError) as failure:
                     error = str(failure)
                 self.event(k.Recorded(version, error))
+            case k.Begun():
+                self.log(process.BEGUN)
             case _:
                 raise TypeError(f"the coordinator's driver cannot perform {effect!r}")
 

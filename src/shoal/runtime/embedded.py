@@ -33,7 +33,7 @@ class EmbeddedJob:
     """Coordinator and servers of a job, in this process. Workers join at `address`, on `thread`."""
 
     def __init__(self, job: Job, resume: Path | None = None, wrap: Wrap = unwrapped, scheme: str = "inproc") -> None:
-        """scheme "tcp" puts the job on loopback ports instead, for workers on other threads or processes."""
+        """scheme "tcp" or "shm" puts the job on loopback ports instead, for workers on other threads or processes."""
         self.job = job
         self.thread = LoopThread("shoal-embedded")
         self._scheme = scheme
@@ -59,7 +59,7 @@ class EmbeddedJob:
         self._closing = node.halted.get_loop().create_task(node.close())
 
     def _listen(self, name: str) -> str:
-        return "tcp://127.0.0.1:0" if self._scheme == "tcp" else f"inproc://{self._number}-{name}"
+        return "tcp://127.0.0.1:0" if self._scheme != "inproc" else f"inproc://{self._number}-{name}"
 
     @property
     def nodes(self) -> Sequence[Node]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import random
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Coroutine, Sequence
 
 import msgspec
 
@@ -21,7 +21,9 @@ from shoal import transport
 from shoal.config import PROTOCOL, Job
 from shoal.core import machine as k
 from shoal.errors import ProtocolError, RefusedError, ShoalError, StartupError
-from shoal.transport import Connection, Listener, Wrap, unwrapped
+from shoal.runtime.peer import Peer
+from shoal.transport import Connection, Listener, Wrap, files, unwrapped
+from shoal.vocabulary import COORDINATOR
 from shoal.wire import messages as m
 from shoal.wire.framing import Buffer
 from shoal.wire.speaker import ANYONE, speaker
@@ -32,19 +34,6 @@ REDIAL_SECONDS = 0.05
 def milliseconds() -> int:
     """The clock that machines see."""
     return time.monotonic_ns() // 1_000_000
-
-
-@dataclass
-class Peer:
-    """One connection and what is known of its other end."""
-
-    connection: Connection
-    name: str = ""  # known once the handshake is over
-    accepted: asyncio.Future[None] | None = None  # of a dial that waits for its handshake
-    wrapped: Connection = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.wrapped = self.connection
 
 
 class Node(ABC):
@@ -58,11 +47,11 @@ class Node(ABC):
         self._wrap = wrap
         self._links: dict[Connection, Peer] = {}
         self._dialled: dict[str, str] = {}  # name -> address of the peers this node connects to
-        self._redials: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()  # that dial
         self._closed_bytes = [0, 0]  # received, sent on connections that are gone
         self._visitors = 0
         self._closing = False
-        self._listener: Listener | None = None
+        self._listeners: list[Listener] = []
         self._ticking = asyncio.get_running_loop().create_task(self._tick())
 
     @abstractmethod
@@ -117,7 +106,9 @@ class Node(ABC):
     def log(self, text: str) -> None:
         print(text, flush=True)
 
-    def send(self, to: str, message: m.Message, payload: Sequence[Buffer] = ()) -> None:
+    def send(
+        self, to: str, message: m.Message, payload: Sequence[Buffer] = (), files: Sequence[int] = ()
+    ) -> None:
         """Send to a peer by name. Without a connection the message is lost: machines send again."""
         peer = self.peers.get(to)
         if peer is None:
@@ -125,7 +116,7 @@ class Node(ABC):
         if isinstance(message, m.Heartbeat):
             received, sent = self.bytes_moved()
             message = msgspec.structs.replace(message, received=received, sent=sent)
-        peer.wrapped.send(message, payload)
+        peer.send(message, payload, files)
 
     def bytes_moved(self) -> tuple[int, int]:
         """Bytes received and sent since the node started."""
@@ -144,8 +135,10 @@ class Node(ABC):
 
     async def listen(self, address: str) -> str:
         """Accept peers at `address`; returns the real one (with the port that was picked)."""
-        self._listener = await transport.listen(address, self._accept, self.job.limits)
-        return self._listener.address
+        workers, servers = self.job.workers, self.job.servers
+        files.allow(workers + servers, wished=workers * (1 + self.job.limits.streams_max) + servers)
+        self._listeners.append(await transport.listen(address, self._accept, self.job.limits))
+        return self._listeners[-1].address
 
     async def dial(self, name: str, address: str, deadline_ms: int | None = None) -> None:
         """Connect to the node `name`, and from now on connect again whenever the connection is lost.
@@ -154,14 +147,24 @@ class Node(ABC):
         RefusedError when the peer says no.
         """
         deadline = self.job.limits.connect_ms if deadline_ms is None else deadline_ms
+        peer = await self._reach(name, address, deadline)
+        self._bind(peer, name)
+        self._dialled[name] = address
+        if name != COORDINATOR and peer.connection.round_trip_us > self.job.limits.long_link_us:
+            self._start(self._widen(peer, address))
+
+    async def _reach(self, name: str, address: str, deadline: int, first: Peer | None = None) -> Peer:
+        """A connection to `name`, or a further stream of `first`, whose handshake is over. Raises as `dial` does."""
         try:
             connection = await transport.connect(address, self, self.job.limits, deadline)
         except StartupError as error:
             raise StartupError(f"{self.name} cannot reach {name}: {error}") from None
         peer = self._links.setdefault(connection, Peer(connection))
         peer.accepted = asyncio.get_running_loop().create_future()
-        peer.name = name
-        connection.send(m.Hello(PROTOCOL, self.job.name, self.job.token, self.name))
+        peer.name, peer.first = name, first
+        peer.link = first.link if first is not None else random.SystemRandom().getrandbits(53)
+        stream = len(first.streams) + 1 if first is not None else 0
+        connection.send(m.Hello(PROTOCOL, self.job.name, self.job.token, self.name, peer.link, stream))
         try:
             await asyncio.wait_for(peer.accepted, deadline / 1000)
         except TimeoutError:
@@ -171,8 +174,30 @@ class Node(ABC):
                 f"{deadline / 1000:g} s: is it a Shoal {name.partition('/')[0]}?"
             ) from None
         peer.accepted = None
-        self._bind(peer, name)
-        self._dialled[name] = address
+        return peer
+
+    async def _widen(self, peer: Peer, address: str) -> None:
+        """Open the further streams of a peer that is far away; with fewer, or none, everything still works."""
+        while self.peers.get(peer.name) is peer and len(peer.streams) < self.job.limits.streams_max:
+            try:
+                await self._reach(peer.name, address, self.job.limits.connect_ms, peer)
+            except ShoalError as error:
+                self.log(f"{self.name} has {len(peer.streams)} further streams to {peer.name}, no more: {error}")
+                return
+
+    def _join(self, first: Peer, further: Peer) -> None:
+        """A connection whose handshake is over becomes a further stream of its peer."""
+        if self.peers.get(first.name) is not first:
+            further.connection.close()
+            return
+        further.name = first.name
+        self._links[further.connection] = first
+        first.join(further.connection, self._wrap)
+
+    def _start(self, dialling: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(dialling)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _redial(self, name: str) -> None:
         """The connection to `name` is lost: connect again; give up after limits.connect_ms."""
@@ -215,13 +240,28 @@ class Node(ABC):
         elif not hmac.compare_digest(hello.token.encode(), self.job.token.encode()):
             reason = f"the token does not match that of job {self.job.name!r}: set SHOAL_TOKEN to the job's own"
         else:
-            self._visitors += 1
-            peer.connection.send(m.Accepted(self.name))
-            self._bind(peer, hello.name or f"visitor/{self._visitors}")
+            reason = self._admitted(peer, hello)
+        if not reason:
             return
         self.log(f"refused {hello.name or 'a visitor'} from {peer.connection.address}: {reason}")
         peer.connection.send(m.Refused("Hello", reason))
         peer.connection.close()
+
+    def _admitted(self, peer: Peer, hello: m.Hello) -> str:
+        """Take a peer in, or a further stream of one that is here; returns why not, or ""."""
+        first = self.peers.get(hello.name) if hello.stream else None
+        if hello.stream and (first is None or first.link != hello.link):
+            return f"{hello.name} has no connection that this stream belongs to: it was lost meanwhile"
+        if first is not None and len(first.streams) >= self.job.limits.streams_max:
+            return f"{hello.name} has streams_max={self.job.limits.streams_max} streams already"
+        peer.connection.send(m.Accepted(self.name))
+        if first is not None:
+            self._join(first, peer)
+            return ""
+        self._visitors += 1
+        peer.link = hello.link
+        self._bind(peer, hello.name or f"visitor/{self._visitors}")
+        return ""
 
     # --- the transport's receiver ---------------------------------------------------------------
 
@@ -229,10 +269,14 @@ class Node(ABC):
         peer = self._links.get(connection)
         if peer is None or self.peers.get(peer.name) is not peer:
             raise ProtocolError(f"{connection.address} sent {payload_bytes} bytes before its handshake")
-        return self.admit_payload(peer.name, message, payload_bytes)
+        places = self.admit_payload(peer.name, message, payload_bytes)
+        if places is not None:
+            peer.landing[connection] = message
+        return places
 
     def received(self, connection: Connection, message: m.Message, delivered: bool) -> None:
         peer = self._links.setdefault(connection, Peer(connection))
+        peer.landing.pop(connection, None)
         if peer.name and self.peers.get(peer.name) is peer:
             rightful = speaker(message)
             if rightful not in (ANYONE, peer.name):
@@ -243,6 +287,8 @@ class Node(ABC):
             case m.Hello() if not peer.name:
                 self._hello(peer, message)
             case m.Accepted() if peer.accepted is not None:
+                if peer.first is not None:
+                    self._join(peer.first, peer)  # at once: payload may be right behind
                 peer.accepted.set_result(None)
             case m.Refused(reason=reason) if peer.accepted is not None:
                 peer.accepted.set_exception(RefusedError(f"{peer.name} refused {self.name}: {reason}"))
@@ -254,7 +300,7 @@ class Node(ABC):
         peer = self._links.pop(connection, None)
         self._closed_bytes[0] += connection.received_bytes
         self._closed_bytes[1] += connection.sent_bytes
-        if peer is None:
+        if peer is None or not peer.leave(connection):
             return
         if peer.accepted is not None and not peer.accepted.done():
             why = reason or "it closed the connection"
@@ -266,16 +312,14 @@ class Node(ABC):
             if not peer.name.startswith("visitor/"):
                 self.event(k.Lost(peer.name))
             if peer.name in self._dialled and not self._closing:
-                redial = asyncio.get_running_loop().create_task(self._redial(peer.name))
-                self._redials.add(redial)
-                redial.add_done_callback(self._redials.discard)
+                self._start(self._redial(peer.name))
 
     async def close(self) -> None:
         """Close everything, once what was sent has left."""
         self._closing = True
-        for task in (self._ticking, *self._redials):
+        for task in (self._ticking, *self._tasks):
             task.cancel()
         for connection in list(self._links):
             connection.close()
-        if self._listener is not None:
-            await self._listener.close()
+        for listener in self._listeners:
+            await listener.close()

@@ -1,7 +1,7 @@
 """What the processes of a job read from their environment, and how they end.
 
-A node process prints one line "SHOAL READY <address>" when it serves, and one line
-"shoal: error: ..." on stderr (exit status 1) when it cannot go on.
+A node process prints one line "SHOAL READY <address>" when it serves, the coordinator "SHOAL BEGUN"
+when the job runs, and each one line "shoal: error: ..." on stderr (exit status 1) when it cannot go on.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import uvloop
 
-from shoal.config import Job, Limits
+from shoal.config import TRANSPORTS, Job, Limits
 from shoal.errors import ConfigurationError, JobError, ShoalError
 from shoal.runtime.node import Node
 
 READY = "SHOAL READY"
+BEGUN = "SHOAL BEGUN"
 FLUSH_SECONDS = 0.2  # for last words to leave before the process ends
 LOOPBACK = ("127.", "localhost", "[::1]")
 
@@ -31,6 +32,8 @@ def job_from(environment: Mapping[str, str] = os.environ) -> Job:
         token=environment.get("SHOAL_TOKEN", ""),
         workers=_whole("SHOAL_WORKERS", environment, 1),
         servers=_whole("SHOAL_SERVERS", environment, 1),
+        threads=_whole("SHOAL_SERVER_THREADS", environment, 1),
+        transport=_one_of(TRANSPORTS, "SHOAL_TRANSPORT", environment),
         limits=Limits.from_environment(environment),
     )
 
@@ -69,6 +72,14 @@ async def _until_halted(main: Callable[[], Coroutine[Any, Any, Node]]) -> None:
         await asyncio.sleep(FLUSH_SECONDS)
     if reason:
         raise JobError(reason)
+
+
+def _one_of(known: Sequence[str], name: str, environment: Mapping[str, str]) -> str:
+    """The variable's value; the first known one when it is not set."""
+    value = environment.get(name) or known[0]
+    if value not in known:
+        raise ConfigurationError(f"{name}={value!r}; known: {', '.join(known)}")
+    return value
 
 
 def _whole(name: str, environment: Mapping[str, str], default: int) -> int:

@@ -1,7 +1,8 @@
 """A server's process: `python -m shoal.runtime.server` (who it is, it reads from SHOAL_* variables).
 
 The event loop receives gradients straight into the store's staging memory and sends parameters
-from its publish buffers; the store's work runs on one thread beside it, one task at a time.
+from its publish buffers; workers on this host share memory with the store, and only words pass. The
+store's work runs on one thread beside the loop, one task at a time.
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ from shoal.config import Job
 from shoal.core import machine as k
 from shoal.core.shard import Open, Shard
 from shoal.core.store import Store
-from shoal.errors import ConfigurationError, ShoalError
+from shoal.errors import ConfigurationError, ProtocolError, ShoalError
 from shoal.placement import cut
 from shoal.runtime import process
 from shoal.runtime.node import Node
 from shoal.storage import snapshot
-from shoal.transport import Wrap, unwrapped
+from shoal.transport import ALTERNATIVE, Wrap, unwrapped
 from shoal.vocabulary import COORDINATOR, ITEM_BYTES, TableSpec, server_name, worker_name
 from shoal.wire import messages as m
 from shoal.wire.framing import Buffer
 
 Frame = tuple[tuple[int, ...], list[Buffer]]  # blocks and their bytes
+
+INLINE_ELEMENTS = 1 << 17  # a shard of up to so many is updated on the event loop itself
 
 
 class ServerNode(Node):
@@ -38,7 +41,7 @@ class ServerNode(Node):
         self._resume = resume
         version = snapshot.read_manifest(resume).version if resume is not None else 0
         self._shard = Shard(index, job.limits, version=version)
-        self._store = Store(snapshot)
+        self._store = Store(snapshot, job.threads, shared=job.transport != "tcp")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"store-{index}")
         self._published: tuple[int, tuple[int, ...], list[Frame]] | None = None
 
@@ -48,8 +51,10 @@ class ServerNode(Node):
     async def open(self, coordinator: str, listen: str) -> str:
         """Listen, connect to the coordinator and register; returns the server's address."""
         address = await self.listen(listen)
+        if self.job.transport != "tcp" and not listen.startswith("inproc"):
+            address = ALTERNATIVE.join((await self.listen("shm://"), address))
         await self.dial(COORDINATOR, coordinator)
-        self.event(Open(address, os.getpid(), self._shard.version))
+        self.event(Open(address, os.getpid(), self._shard.version, coordinator))
         while not self._shard.registered and not self.halted.done():
             await asyncio.sleep(self.job.limits.tick_ms / 1000)
         return address
@@ -62,43 +67,68 @@ class ServerNode(Node):
         return self._store.stage(message.contributor, message.blocks)
 
     def take(self, source: str, message: m.Message, delivered: bool) -> None:
-        if isinstance(message, m.Stage) and not self._shard.settled(message.contributor):
-            if delivered:
-                self._store.delivered(message.contributor, message.blocks)
-            elif self._shard.admits(message):
-                return  # it was not wanted when it came, and is now: it will come again
+        match message:
+            case m.Stage(contributor=who, blocks=blocks) if not self._shard.settled(who):
+                if self._store.attached(who):
+                    if self._shard.admits(message):
+                        self._store.stage_in_place(who, blocks)
+                elif delivered:
+                    self._store.delivered(who, blocks)
+                elif self._shard.admits(message):
+                    return  # it was not wanted when it came, and is now: it will come again
+            case m.Attach(worker=worker, incarnation=incarnation):
+                descriptor = self.peers[source].connection.take_file()
+                if descriptor is None:
+                    raise ProtocolError(f"{source} asked to share memory and sent none along")
+                self._store.attach(worker, incarnation, descriptor)
         self.event(k.Received(source, message))
+
+    def send(
+        self, to: str, message: m.Message, payload: Sequence[Buffer] = (), files: Sequence[int] = ()
+    ) -> None:
+        if isinstance(message, m.Attached):
+            files = (self._store.descriptor,)
+        super().send(to, message, payload, files)
 
     def perform(self, effect: k.Effect) -> None:
         match effect:
             case k.Run(task):
-                asyncio.get_running_loop().create_task(self._run(task))
+                self._run(task)
             case k.Publish():
                 self._publish(effect)
             case k.Free():
                 # Also what was admitted and never completed, which the shard does not know.
                 self._store.free([who for who in self._store.contributors() if self._shard.settled(who)])
+                self._store.detach(lambda worker, incarnation: incarnation <= self._shard.fenced.get(worker, -1))
             case _:
                 raise TypeError(f"a server's driver cannot perform {effect!r}")
 
-    async def _run(self, task: k.Task) -> None:
+    def _run(self, task: k.Task) -> None:
+        """Let the store work beside the loop; what takes less than waking a thread is done on it."""
+        loop = asyncio.get_running_loop()
         if isinstance(task, k.Seed | k.Apply):
-            self._published = None
-        try:
-            result = await asyncio.get_running_loop().run_in_executor(self._thread, self._work, task)
-        except (ShoalError, OSError, MemoryError) as error:
-            self.event(k.Done(task, "" if isinstance(task, k.Save) else (), error=f"{type(error).__name__}: {error}"))
+            self._published = None  # its memory may be used again
+        if isinstance(task, k.Measure | k.Apply) and self._store.table.elements <= INLINE_ELEMENTS:
+            loop.call_soon(lambda: self.event(self._work(task)))
             return
-        self.event(k.Done(task, result))
+        done = loop.run_in_executor(self._thread, self._work, task)
+        done.add_done_callback(lambda future: None if future.cancelled() else self.event(future.result()))
 
-    def _work(self, task: k.Task) -> tuple[tuple[int, tuple[float, ...]], ...] | str:
-        result = self._store.run(task)
-        if isinstance(task, k.CreateTable) and self._resume is not None:
-            self._store.load(self._resume)
-        return result
+    def _work(self, task: k.Task) -> k.Done:
+        try:
+            result = self._store.run(task)
+            if isinstance(task, k.CreateTable) and self._resume is not None:
+                self._store.load(self._resume)
+        except (ShoalError, OSError, MemoryError) as error:
+            return k.Done(task, "" if isinstance(task, k.Save) else (), error=f"{type(error).__name__}: {error}")
+        return k.Done(task, result)
 
     def _publish(self, publish: k.Publish) -> None:
-        """Send blocks at the current version, in frames of the usual size."""
+        """Send blocks at the current version, in frames of the usual size; on this host, word of where they lie."""
+        if self._shard.near.get(publish.worker) == publish.incarnation:
+            who = (self._shard.index, publish.worker, publish.incarnation, publish.version)
+            self.send(worker_name(publish.worker), m.Parameters(*who, publish.blocks, self._store.stamp))
+            return
         if self._published is None or self._published[:2] != (publish.version, publish.blocks):
             assert self._shard.spec is not None
             groups = _frames(self._shard.spec, publish.blocks, self.job.limits.frame_bytes_target)

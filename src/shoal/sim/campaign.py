@@ -15,7 +15,10 @@ from shoal.sim.world import LINES_MAX, Machines, World
 from shoal.vocabulary import Weighted
 from shoal.wire import messages as m
 
-FIGURES = ("events", "commits", "crashes", "fenced", "lost", "duplicated", "ghosts", "forged", "breaks", "stopped")
+FIGURES = (
+    "events", "commits", "crashes", "frozen", "fenced", "lost", "duplicated", "ghosts", "forged", "breaks", "silent",
+    "stopped",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,14 @@ def _figures(worlds: list[World]) -> Counter[str]:
             events=figures.events,
             commits=len(world.trace.log),
             crashes=figures.crashes,
+            frozen=figures.frozen,
             fenced=figures.fenced,
             lost=network.lost,
             duplicated=network.duplicated,
             ghosts=network.ghosts,
             forged=figures.forged,
             breaks=figures.breaks,
+            silent=figures.silent,
             stopped=figures.stopped,
         )
     return total

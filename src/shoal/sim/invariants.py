@@ -169,7 +169,9 @@ def published_cut(trace: t.Trace, fact: t.Fact) -> Complaint:
 def seen_cut(trace: t.Trace, fact: t.Fact) -> Complaint:
     """A worker computes on parameters of one version, complete."""
     match fact:
-        case t.Saw(worker=worker, version=version, states=states):
+        case t.Saw(worker=worker, incarnation=incarnation, version=version, states=states, in_place=in_place):
+            if in_place and incarnation <= trace.fenced.get(worker, -1):
+                return None  # it is no member any more, though it was stopped and cannot know: nothing waits for it
             if len(states) < len(trace.states[0]):
                 return f"worker {worker} goes on without having received all blocks"
             return _differing(trace, version, states, f"worker {worker}, told that it has version {version},")

@@ -1,4 +1,4 @@
-"""What happens to a simulated cluster beyond its messages: crashes, broken connections, old coordinators."""
+"""What happens to a simulated cluster beyond its messages: crashes, stops, broken connections, old coordinators."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from shoal.core import machine as k
 from shoal.sim import trace as t
-from shoal.sim.scenario import Crash, Cut
-from shoal.vocabulary import COORDINATOR, Weighted, server_name
+from shoal.sim.frozen import FOR_GOOD, PATIENCE_MS
+from shoal.sim.scenario import Crash, Cut, Freeze
+from shoal.vocabulary import COORDINATOR, Weighted, node_number, server_name
 from shoal.wire import messages as m
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Mishaps:
         for cut in scenario.cuts:
             if cut.breaks:
                 self._world.at(cut.start_ms, partial(self._break, cut))
+        for freeze in scenario.freezes:
+            self._world.at(freeze.at_ms, partial(self._freeze, freeze))
         if scenario.links.ghost_chance:
             self._world.after(FORGERY_MS, self._forge)
 
@@ -56,6 +59,19 @@ class Mishaps:
             wait = crash.restart_after_ms or 30
             self._world.relaunch(crash.rank, (wait, wait))
 
+    def _freeze(self, freeze: Freeze) -> None:
+        """SIGSTOP: the node does nothing; without a coordinator nobody may wait for ever."""
+        world = self._world
+        known = freeze.node == COORDINATOR or node_number(freeze.node) in world.lives
+        if not known or world.frozen.leaderless:
+            return
+        world.figures.frozen += 1
+        until = FOR_GOOD if freeze.for_ms is None else world.now + freeze.for_ms
+        world.frozen.thaws[freeze.node] = until
+        world.line(freeze.node, "", "is stopped" + (" for good" if until == FOR_GOOD else f" until {until} ms"))
+        if until == FOR_GOOD:
+            world.after((PATIENCE_MS, PATIENCE_MS), world.must_be_deserted)
+
     def _break(self, cut: Cut) -> None:
         """A connection breaks: both ends hear of it, and later that it is back."""
         self._world.figures.breaks += 1
@@ -66,6 +82,8 @@ class Mishaps:
             self._world.at(max(back, self._world.now + NOTICE_MS[1]), partial(self._notice, one, k.Regained(other)))
 
     def _notice(self, node: str, event: k.Lost | k.Regained) -> None:
+        if self._world.put_off(node, partial(self._notice, node, event)):
+            return
         kind, _, number = node.partition("/")
         match kind:
             case "coordinator":

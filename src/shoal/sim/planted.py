@@ -107,6 +107,14 @@ class AcknowledgesUnstaged(Shard):
         ]
 
 
+class ServesForEver(Shard):
+    """Does not mind a coordinator that says nothing."""
+
+    def _tick(self, now: int) -> list[k.Effect]:
+        self.silence.since = None
+        return super()._tick(now)
+
+
 # --- sessions -----------------------------------------------------------------------------------
 
 
@@ -137,11 +145,36 @@ class ReadsInPlace(Session):
         return effects
 
 
+class ClaimsWhole(Session):
+    """Spares near servers the word of what it pushed, though it did not push everything."""
+
+    def _flush(self, now: int) -> list[k.Effect]:
+        effects = super()._flush(now)
+        self.whole = self.clock > 0 and bool(self.near)
+        return [] if self.whole and len(self.near) == len(self.couriers) else effects
+
+
 class AsksOnce(Session):
     """Never repeats a request."""
 
     def _tick(self, now: int) -> list[k.Effect]:
         self.asking.since = now
+        return super()._tick(now)
+
+
+class WaitsForEver(Session):
+    """Does not mind a coordinator that says nothing."""
+
+    def _tick(self, now: int) -> list[k.Effect]:
+        self.silence.since = None
+        return super()._tick(now)
+
+
+class BlamesOthers(Session):
+    """Takes the time that it was stopped itself for the coordinator's silence."""
+
+    def _tick(self, now: int) -> list[k.Effect]:
+        self.silence.watch.ticked_at = None
         return super()._tick(now)
 
 
@@ -192,6 +225,14 @@ class TrustsTheDead(Coordinator):
             if living is not None and living.incarnation > message.contributor.incarnation:
                 return self._ready(living, message, now)
         return super()._from_worker(source, message, now)
+
+
+class BuriesTheLiving(Coordinator):
+    """Takes the time that it was stopped itself for the servers' silence."""
+
+    def _tick(self, now: int) -> list[k.Effect]:
+        self.watch.ticked_at = None
+        return super()._tick(now)
 
 
 class ForgetsToRelease(Coordinator):
@@ -269,11 +310,16 @@ PLANTS = (
         Machines(session=lambda limits: Session(limits, arrival=MixesVersions())),
     ),
     Plant("a worker computes on parameters that change", "Still", Machines(session=ReadsInPlace)),
+    Plant("a worker claims a contribution to be whole that is not", "Atomic", Machines(session=ClaimsWhole)),
     Plant("a worker asks only once", "Progress", Machines(session=AsksOnce)),
     Plant("the staleness bound is wrong", "Bounded", Machines(coordinator=LooseBound)),
     Plant("the quorum is counted wrong", "Quorum", Machines(coordinator=SmallQuorum)),
     Plant("a repeated Ready is committed again", "Exactly once", Machines(coordinator=CommitsTwice)),
     Plant("the word of the dead counts", "Fenced", Machines(coordinator=TrustsTheDead)),
+    Plant("a worker waits for a silent coordinator", "Progress", Machines(session=WaitsForEver)),
+    Plant("a server waits for a silent coordinator", "Progress", Machines(shard=ServesForEver)),
+    Plant("a worker that was stopped blames the coordinator", "Progress", Machines(session=BlamesOthers)),
+    Plant("a coordinator that was stopped blames the servers", "Progress", Machines(coordinator=BuriesTheLiving)),
     Plant("a lost release is not repeated", "Progress", Machines(coordinator=ForgetsToRelease)),
     Plant("a lease is granted twice", "Accounted", _ledger(GrantsTwice)),
     Plant("a lease is lost", "Accounted", _ledger(LosesSamples)),

@@ -65,6 +65,15 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class Freeze:
+    """SIGSTOP of a node, and SIGCONT later. for_ms None: never."""
+
+    at_ms: int
+    node: str
+    for_ms: int | None
+
+
+@dataclass(frozen=True)
 class Links:
     """What happens to a message on its way."""
 
@@ -92,6 +101,7 @@ class Scenario:
     links: Links
     crashes: tuple[Crash, ...]
     cuts: tuple[Cut, ...]
+    freezes: tuple[Freeze, ...]
     heals_at_ms: int
     paired: bool  # Deterministic is checked: run again under another network seed
 
@@ -142,6 +152,7 @@ def draw(seed: int) -> Scenario:
         links=links,
         crashes=() if paired or links is CALM else _crashes(rng, count),
         cuts=() if paired or links is CALM else _cuts(rng, count, servers),
+        freezes=() if paired or links is CALM else _freezes(Random(f"freezes of {seed}"), count),
         heals_at_ms=rng.randint(800, 2400),
         paired=paired,
     )
@@ -233,3 +244,13 @@ def _cuts(rng: Random, workers: int, servers: int) -> tuple[Cut, ...]:
             Cut(start, start + rng.choice([1, 60, 300, 900]), one, rng.choice(peers), breaks=rng.random() < 0.5)
         )
     return tuple(cuts)
+
+
+def _freezes(rng: Random, workers: int) -> tuple[Freeze, ...]:
+    freezes: list[Freeze] = []
+    if rng.random() < 0.25:
+        freezes.append(Freeze(rng.randint(100, 1500), "coordinator", rng.choice([300, 620, 640, None])))
+    if rng.random() < 0.25:
+        node = f"worker/{rng.randrange(workers)}"
+        freezes.append(Freeze(rng.randint(100, 1200), node, rng.choice([200, 650, 1200])))
+    return tuple(freezes)

@@ -79,6 +79,7 @@ class Saw:
     finished: Contributor | None  # the contribution that was settled with it
     committed: bool
     states: States
+    in_place: bool = False  # they lie in the servers' own memory
 
 
 @dataclass(frozen=True)
@@ -163,15 +164,22 @@ class Store:
     spec: TableSpec
     states: dict[int, int] = field(default_factory=dict)
     staged: dict[Contributor, dict[int, Mapping[int, Tag]]] = field(default_factory=dict)  # block -> where its tag lies
+    lent: dict[tuple[int, int], Arena] = field(default_factory=dict)  # (worker, incarnation) -> its shared memory
     stamp: int = 0
 
     def stage(self, contributor: Contributor, blocks: Iterable[int], tags: Mapping[int, Tag]) -> None:
         where = tags if isinstance(tags, Arena) else dict(tags)
         self.staged.setdefault(contributor, {}).update(dict.fromkeys(blocks, where))
 
-    def tags(self) -> dict[Contributor, dict[int, Tag]]:
+    def tags(self, contributors: Iterable[Weighted]) -> dict[Contributor, dict[int, Tag]]:
         """What lies there now for each contributor, by block."""
-        return {who: {block: where[block] for block, where in blocks.items()} for who, blocks in self.staged.items()}
+        found: dict[Contributor, dict[int, Tag]] = {}
+        for item in contributors:
+            who = item.contributor
+            arena = self.lent.get((who.worker, who.incarnation))
+            whole = dict.fromkeys(self.states, arena) if item.whole and arena is not None else {}
+            found[who] = {block: where[block] for block, where in self.staged.get(who, whole).items() if block in where}
+        return found
 
     def free(self, contributors: Iterable[Contributor]) -> None:
         for contributor in contributors:
@@ -183,17 +191,20 @@ class Store:
             case k.CreateTable(spec=spec, shard=shard, shards=shards):
                 self.states = dict.fromkeys(owned(spec, shard, shards), 0)
             case k.Seed(contributor=contributor):
-                combined = combine((Weighted(contributor, 1.0),), self.tags(), self.states)
+                combined = self._combined((Weighted(contributor, 1.0),))
                 self.states = following(self.states, combined, (), ())
             case k.Apply(contributors=contributors, rates=rates, factors=factors):
-                combined = combine(contributors, self.tags(), self.states)
+                combined = self._combined(contributors)
                 self.states = following(self.states, combined, rates, factors)
             case k.Measure(phase=phase, contributors=contributors, factors=factors):
-                combined = combine(contributors, self.tags(), self.states)
+                combined = self._combined(contributors)
                 return tuple(measured(self.spec, phase, self.states, combined, factors).items())
             case k.Save(seq=seq, path=path):
                 return f"{path}/{seq}"
         return ()
+
+    def _combined(self, contributors: tuple[Weighted, ...]) -> dict[int, WeightedTags]:
+        return combine(contributors, self.tags(contributors), self.states)
 
 
 # --- the trace ------------------------------------------------------------------------------------

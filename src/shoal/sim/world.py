@@ -22,12 +22,13 @@ from shoal.core.shard import Shard
 from shoal.errors import ProtocolError
 from shoal.sim import trace as t
 from shoal.sim.faults import Network
+from shoal.sim.frozen import FOR_GOOD, Frozen
 from shoal.sim.invariants import Violation, check
 from shoal.sim.mishaps import Mishaps
 from shoal.sim.scenario import Scenario
 from shoal.sim.transcript import Line
 from shoal.sim.worker import Life, Thread, Wish
-from shoal.vocabulary import COORDINATOR, Weighted, server_name, worker_name
+from shoal.vocabulary import COORDINATOR, Contributor, Weighted, server_name, worker_name
 from shoal.wire import messages as m
 
 DEADLINE_MS = 60_000  # from the last fault to the end of the job
@@ -58,6 +59,7 @@ class Server:
     index: int
     shard: Shard
     store: t.Store
+    gone: bool = False  # it gave up
 
 
 @dataclass
@@ -66,7 +68,9 @@ class Figures:
 
     events: int = 0
     crashes: int = 0
+    frozen: int = 0
     stopped: int = 0
+    silent: int = 0  # workers and servers that gave up on the coordinator
     fenced: int = 0
     forged: int = 0
     breaks: int = 0
@@ -101,6 +105,7 @@ class World:
         self.starting = 0  # workers that will come yet
         self._stopped = False  # for want of a server
         self._heard_at: dict[str, int] = {server_name(server.index): 0 for server in self.servers}
+        self.frozen = Frozen(scenario.job.limits.lease_ms)
         self._wishes: dict[int, tuple[Thread, Wish]] = {}  # by nonce
         self.last_words: dict[int, deque[tuple[str, m.Message, Payload]]] = {}  # by nonce
         self._rng = Random(hash((scenario.seed, network_seed, 7)))
@@ -126,6 +131,15 @@ class World:
 
     def after(self, span: tuple[int, int], action: Callable[[], None]) -> None:
         self.at(self.now + self._rng.randint(*span), action)
+
+    def put_off(self, node: str, action: Callable[[], None], *, first: bool = False) -> bool:
+        """Whether the node is stopped; then the action comes when it goes on. first: before all that waits."""
+        until = self.frozen.until(node, self.now)
+        if until is None:
+            return False
+        if until < FOR_GOOD:
+            self.at(until + (not first), action)
+        return True
 
     def _prepare(self) -> None:
         scenario = self.scenario
@@ -164,21 +178,36 @@ class World:
 
     # --- steps of the machines ------------------------------------------------------------------
 
+    def must_be_deserted(self) -> None:
+        """The coordinator is stopped for good, and everybody has had the time to notice."""
+        waiting = [server_name(server.index) for server in self.servers if not server.gone]
+        waiting += [life.name for life in self.lives.values() if life.session.incarnation >= 0]
+        if waiting:
+            raise Violation("Progress", f"{', '.join(waiting)} still waits for a coordinator that is stopped for good")
+        self.figures.stopped += 1
+        self._stopped = True
+
     def _tick_coordinator(self) -> None:
+        if self.put_off(COORDINATOR, self._tick_coordinator, first=True):
+            return
         self.step_coordinator(k.Tick())
         self.at(self.now + self.scenario.job.limits.tick_ms, self._tick_coordinator)
 
     def _tick_server(self, server: Server) -> None:
+        if server.gone:
+            return
         self.step_server(server, k.Tick())
         self.at(self.now + self.scenario.job.limits.tick_ms, partial(self._tick_server, server))
 
     def _tick_worker(self, life: Life) -> None:
-        if not life.over:
+        if not life.over and not self.put_off(life.name, partial(self._tick_worker, life), first=True):
             self.step_session(life, k.Tick())
             self.resume(life)
             self.at(self.now + self.scenario.job.limits.tick_ms, partial(self._tick_worker, life))
 
     def step_coordinator(self, event: object) -> None:
+        if self.put_off(COORDINATOR, partial(self.step_coordinator, event)):
+            return
         for effect in self.coordinator.step(event, self.now):
             match effect:
                 case k.Send(to=to, message=message):
@@ -189,7 +218,7 @@ class World:
                     self.after(MANIFEST_MS, partial(self.step_coordinator, k.Recorded(version)))
                 case k.Halt(reason=reason):
                     self._halted(reason)
-                case k.Log():
+                case k.Log() | k.Begun():
                     self.line(COORDINATOR, "", effect)
                 case other:
                     raise TypeError(f"a coordinator has no effect {other!r}")
@@ -198,7 +227,7 @@ class World:
         """The coordinator gave up: right only when a server was silent for too long, as faults may have it."""
         limits = self.scenario.job.limits
         silent = [name for name, heard in self._heard_at.items() if self.now - heard >= limits.lease_ms]
-        if not silent:
+        if not silent and not any(server.gone for server in self.servers):
             raise Violation("Progress", f"the coordinator gave up: {reason}")
         self.line(COORDINATOR, "", f"gives up: {reason}")
         self.figures.stopped += 1
@@ -206,6 +235,8 @@ class World:
 
     def step_server(self, server: Server, event: object) -> None:
         name = server_name(server.index)
+        if server.gone:
+            return
         for effect in server.shard.step(event, self.now):
             match effect:
                 case k.Send(to=to, message=message):
@@ -219,8 +250,13 @@ class World:
                     self.line(name, "", effect)
                     self._note(t.Freed(server.index, contributors))
                     server.store.free(contributors)
-                case k.Halt(reason=reason):
+                case k.Halt(reason=reason) if not self.frozen.may_give_up(name, self.now):
                     raise Violation("Progress", f"{name} gave up: {reason}")
+                case k.Halt(reason=reason):
+                    self.line(name, "", f"gives up: {reason}")
+                    self.figures.silent += 1
+                    server.gone = True
+                    self.step_coordinator(k.Lost(name))
                 case k.Log():
                     self.line(name, "", effect)
                 case other:
@@ -239,12 +275,11 @@ class World:
                     self._send(life.name, to, message, tags)
                 case k.Fresh(version=version, clock=clock, committed=committed):
                     self.line(life.name, "", effect)
-                    self._saw(life, t.Saw(*life.identity, version, clock, finished, committed, self._seen_by(life)))
+                    self._saw(life, version, clock, finished, committed)
                     life.letters.append(effect)
                 case k.Leased():
                     self.line(life.name, "", effect)
-                    version, clock = life.session.version, life.session.clock
-                    self._saw(life, t.Saw(*life.identity, version, clock, None, False, self._seen_by(life)))
+                    self._saw(life, life.session.version, life.session.clock, None, False)
                     life.letters.append(effect)
                 case k.Failed(kind=kind, text=text):
                     self.line(life.name, "", effect)
@@ -261,9 +296,10 @@ class World:
             return dict(life.parameters)
         return {block: state for server in self.servers for block, state in server.store.states.items()}
 
-    def _saw(self, life: Life, saw: t.Saw) -> None:
+    def _saw(self, life: Life, version: int, clock: int, finished: Contributor | None, committed: bool) -> None:
         life.contribution = None
-        self._note(saw)
+        states = self._seen_by(life)
+        self._note(t.Saw(*life.identity, version, clock, finished, committed, states, life.reads_in_place))
 
     # --- messages -------------------------------------------------------------------------------
 
@@ -271,21 +307,26 @@ class World:
         arrivals = self.network.arrivals(source, target, self.now)
         self.line(source, target, message, "" if arrivals else "lost")
         for when in arrivals:
-            self.at(when, partial(self.arrive, source, target, message, payload or {}))
+            self.at(when, partial(self.arrive, source, target, message, {} if payload is None else payload))
 
     def arrive(self, source: str, target: str, message: m.Message, payload: Payload) -> None:
         received = k.Received(source, message)
+        self.frozen.arrived(source, target, self.now)
+        if source in self._heard_at and isinstance(message, m.Heartbeat | m.Register):
+            self._heard_at[source] = self.now
+        if self.put_off(target, partial(self.arrive, source, target, message, payload)):
+            return
         kind, _, number = target.partition("/")
         match kind:
             case "coordinator":
-                if source in self._heard_at and isinstance(message, m.Heartbeat | m.Register):
-                    self._heard_at[source] = self.now
                 self._note(t.Told(source, message))
                 self.step_coordinator(received)
             case "server":
                 server = self.servers[int(number)]
                 if isinstance(message, m.Stage):
                     self._admit_stage(server, message, payload)
+                if isinstance(message, m.Attach) and isinstance(payload, t.Arena):
+                    server.store.lent[message.worker, message.incarnation] = payload
                 self.step_server(server, received)
             case _:
                 life = self.lives.get(int(number))
@@ -348,8 +389,7 @@ class World:
                 contributors = (Weighted(contributor, 1.0),)
             case k.Measure(contributors=found) | k.Apply(contributors=found):
                 contributors = found
-        tags = server.store.tags()
-        staged = {item.contributor: tags.get(item.contributor, {}) for item in contributors}
+        staged = server.store.tags(contributors)
         result = server.store.perform(task)
         if isinstance(task, k.Seed | k.Measure | k.Apply):
             states = dict(server.store.states)
@@ -401,13 +441,14 @@ class World:
             self.at(self.now + wish, partial(self._wake, life, thread))
 
     def _wake(self, life: Life, thread: Thread) -> None:
-        if not life.over:
+        if not life.over and not self.put_off(life.name, partial(self._wake, life, thread)):
             self._go_on(life, thread, None)
             self.resume(life)
 
     def end(self, life: Life, how: str, killed: bool = True) -> None:
         life.over = True
         self.lives.pop(life.habits.rank, None)
+        self.frozen.thaws.pop(life.name, None)
         self.line(life.name, "", how)
         self._note(t.Gone(*life.identity, killed))
 
@@ -415,6 +456,10 @@ class World:
         if kind == "FencedError" and not self.scenario.paired:
             self.figures.fenced += 1
             self.end(life, "ends, because it was fenced")
+            self.relaunch(life.habits.rank, RELAUNCH_MS)
+        elif kind == "JobError" and self.frozen.may_give_up(life.name, self.now):
+            self.figures.silent += 1
+            self.end(life, "gives up: the coordinator is silent")
             self.relaunch(life.habits.rank, RELAUNCH_MS)
         else:
             raise Violation("Progress", f"{life.name} failed with {kind}: {text}")

@@ -1,11 +1,11 @@
 """A shard's numbers: float32 masters, the rule's state arrays, and each block's count of updates.
 
-Each kind lies in one arena, allocated and touched once; a block is a view into each.
+Each kind lies in one piece of memory, allocated and touched once; a block is a view into each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,25 +17,41 @@ from shoal.tables.layout import lay_out
 class Dense:
     """The arrays of a shard's blocks, by position; all zeros at first.
 
-    elements: of each block; states: how many state arrays each block needs.
+    elements: of each block; states: how many state arrays each block needs; given: the parameters of
+    these positions lie here, in zeroed memory of the caller's; places: where in a state array each block
+    lies, in bytes, if it is to be so.
     """
 
     parameters: tuple[Floats, ...]  # (elements of the block,) each
     states: tuple[tuple[Floats, ...], ...]  # the state arrays of each block, (elements of the block,) each
+    layers: tuple[Floats, ...]  # the memory of the first state of all blocks, of the second, ...
     steps: npt.NDArray[np.int64]  # (blocks,) updates so far
 
-    def __init__(self, elements: Sequence[int], states: Sequence[int]) -> None:
-        self.parameters = _arena(elements)
-        layers = [
-            _arena(length if count > layer else 0 for length, count in zip(elements, states, strict=True))
-            for layer in range(max(states, default=0))
-        ]
-        self.states = tuple(tuple(layer[position] for layer in layers[:count]) for position, count in enumerate(states))
+    def __init__(
+        self,
+        elements: Sequence[int],
+        states: Sequence[int],
+        given: Mapping[int, Floats] = {},
+        places: Sequence[slice] | None = None,
+    ) -> None:
+        own = [0 if position in given else 4 * length for position, length in enumerate(elements)]
+        slices, total_bytes = lay_out(own)
+        memory = _zeros(total_bytes)
+        arrays = [memory[piece.start // 4 : piece.stop // 4] for piece in slices]
+        self.parameters = tuple(given.get(position, array) for position, array in enumerate(arrays))
+        if places is None:
+            places, total_bytes = lay_out(4 * length for length in elements)
+        else:
+            total_bytes = places[-1].stop if places else 0
+        self.layers = tuple(_zeros(total_bytes) for _ in range(max(states, default=0)))
+        self.states = tuple(
+            tuple(layer[place.start // 4 : place.stop // 4] for layer in self.layers[:count])
+            for place, count in zip(places, states, strict=True)
+        )
         self.steps = np.zeros(len(elements), np.int64)
 
 
-def _arena(elements: Iterable[int]) -> tuple[Floats, ...]:
-    slices, total_bytes = lay_out(4 * length for length in elements)
-    memory = np.empty(total_bytes, np.uint8)
+def _zeros(size_bytes: int) -> Floats:
+    memory = np.empty(-(-size_bytes // 4), np.float32)
     memory.fill(0)  # np.zeros would leave the first touch of each page to the first step
-    return tuple(memory[piece].view(np.float32) for piece in slices)
+    return memory

@@ -7,14 +7,15 @@ from types import ModuleType
 
 from shoal.config import Limits
 from shoal.errors import ConfigurationError
-from shoal.transport import inproc, tcp
+from shoal.transport import inproc, shm, tcp
 from shoal.transport.base import Accept, Connection, Listener, Receiver, Wrap, unwrapped
 
-_TRANSPORTS: Mapping[str, ModuleType] = {module.SCHEME: module for module in (tcp, inproc)}
+_TRANSPORTS: Mapping[str, ModuleType] = {module.SCHEME: module for module in (tcp, inproc, shm)}
+ALTERNATIVE = ","  # between the ways to one listener, best first
 
 
 async def listen(address: str, accept: Accept, limits: Limits, wrap: Wrap = unwrapped) -> Listener:
-    """Accepts connections at "tcp://host:port" or "inproc://name".
+    """Accepts connections at "tcp://host:port", "inproc://name" or "shm://".
 
     accept is called with each new connection and returns its receiver; wrap replaces what the
     receiver sees of the connection (see faulty). Raises ConfigurationError for an address that
@@ -27,12 +28,14 @@ async def listen(address: str, accept: Accept, limits: Limits, wrap: Wrap = unwr
 async def connect(
     address: str, receiver: Receiver, limits: Limits, deadline_ms: int, wrap: Wrap = unwrapped
 ) -> Connection:
-    """Connects to a listener, trying again until one is there.
+    """Connects to a listener, trying again until one is there; of several addresses, by the first that can be used.
 
     The receiver may be called before this returns. Raises StartupError, which names the address,
     the last error and the time spent, after deadline_ms; ConfigurationError for no address.
     """
-    connection: Connection = await _transport(address).connect(address, receiver, limits, deadline_ms, wrap)
+    ways = address.split(ALTERNATIVE)
+    way = next((way for way in ways if not way.startswith(shm.SCHEME) or shm.reachable(way)), ways[-1])
+    connection: Connection = await _transport(way).connect(way, receiver, limits, deadline_ms, wrap)
     return connection
 
 

@@ -1,4 +1,4 @@
-"""The contract of every transport: frames arrive whole, in order, once, or the connection is lost.
+"""The contract of every transport: frames arrive whole, once, the urgent first, or the connection is lost.
 
 A connection carries frames (a message and its payload) both ways between two nodes. All calls,
 both ways, happen on the event loop that made the connection. Payload is received straight into the
@@ -29,12 +29,31 @@ class Connection(Protocol):
     def sent_bytes(self) -> int:
         """Bytes given to `send`, headers and messages included."""
 
-    def send(self, message: m.Message, payload: Sequence[Buffer] = ()) -> None:
-        """Queues a frame, first in, first out; never blocks.
+    @property
+    def shares_memory(self) -> bool:
+        """Whether file descriptors can go along with frames: both ends are on one host."""
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes given to `send` that have not left yet, as far as this process can see."""
+
+    @property
+    def round_trip_us(self) -> int:
+        """How long the way to the peer and back takes at the least; 0 where it is not known, or no way at all."""
+
+    def send(self, message: m.Message, payload: Sequence[Buffer] = (), files: Sequence[int] = ()) -> None:
+        """Queues a frame behind those that are as urgent, before those that are less (see queue); never blocks.
 
         Keeps references to the payload, which must not change until it is sent (an answer to the
         message is the sign that it was). Does nothing on a connection that is closed or lost.
+        files: descriptors to go along, where the connection shares memory; the sender may close its own.
         """
+
+    def discard(self) -> None:
+        """The payload that is being received lands nowhere from here on; its frame is received as not delivered."""
+
+    def take_file(self) -> int | None:
+        """The next descriptor that came along with a frame, now the caller's to close; None: there is none."""
 
     def close(self) -> None:
         """Closes once what is queued has been sent. Nothing is received from here on."""
@@ -66,6 +85,49 @@ class Listener(Protocol):
         """The address peers connect to, with the real port."""
 
     async def close(self) -> None: ...
+
+
+class Wrapped:
+    """A Connection around another, which it hands everything on to; base of those that meddle."""
+
+    def __init__(self, inner: Connection) -> None:
+        self.inner = inner
+
+    @property
+    def address(self) -> str:
+        return self.inner.address
+
+    @property
+    def received_bytes(self) -> int:
+        return self.inner.received_bytes
+
+    @property
+    def sent_bytes(self) -> int:
+        return self.inner.sent_bytes
+
+    @property
+    def shares_memory(self) -> bool:
+        return self.inner.shares_memory
+
+    @property
+    def queued_bytes(self) -> int:
+        return self.inner.queued_bytes
+
+    @property
+    def round_trip_us(self) -> int:
+        return self.inner.round_trip_us
+
+    def discard(self) -> None:
+        self.inner.discard()
+
+    def take_file(self) -> int | None:
+        return self.inner.take_file()
+
+    def send(self, message: m.Message, payload: Sequence[Buffer] = (), files: Sequence[int] = ()) -> None:
+        self.inner.send(message, payload, files)
+
+    def close(self) -> None:
+        self.inner.close()
 
 
 Accept = Callable[[Connection], Receiver]

@@ -16,7 +16,7 @@ from itertools import count
 from random import Random
 
 from shoal.errors import ConfigurationError
-from shoal.transport.base import Connection, Wrap
+from shoal.transport.base import Connection, Wrap, Wrapped
 from shoal.wire import messages as m
 from shoal.wire.framing import Buffer
 
@@ -51,32 +51,24 @@ def faulty(faults: Faults, seed: int) -> Wrap:
     return lambda connection: FaultyConnection(connection, faults, Random(f"{seed}/{next(ordinals)}"))
 
 
-class FaultyConnection:
+class FaultyConnection(Wrapped):
     """A Connection whose frames meet faults on their way out."""
 
     def __init__(self, inner: Connection, faults: Faults, random: Random) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._faults = faults
         self._random = random
         self._pending: dict[int, tuple[asyncio.TimerHandle, m.Message, Sequence[Buffer]]] = {}  # in order of send
         self._overtaken: list[int] = []  # pending frames that leave right after the next one
         self._ordinals = count()
 
-    @property
-    def address(self) -> str:
-        return self._inner.address
-
-    @property
-    def received_bytes(self) -> int:
-        return self._inner.received_bytes
-
-    @property
-    def sent_bytes(self) -> int:
-        return self._inner.sent_bytes
-
-    def send(self, message: m.Message, payload: Sequence[Buffer] = ()) -> None:
+    def send(self, message: m.Message, payload: Sequence[Buffer] = (), files: Sequence[int] = ()) -> None:
         if isinstance(message, self._faults.spares):
-            self._inner.send(message, payload)
+            self.inner.send(message, payload)
+            return
+        if files:  # their sender may close them: they are lost or leave at once
+            if not self._happens(self._faults.drop):
+                self.inner.send(message, payload, files)
             return
         overtaken, self._overtaken = self._overtaken, []
         if not self._happens(self._faults.drop):
@@ -89,12 +81,12 @@ class FaultyConnection:
         """Sends what is held back, then closes: a delay alone loses nothing."""
         for ordinal in list(self._pending):
             self._release(ordinal)
-        self._inner.close()
+        self.inner.close()
 
     def _dispatch(self, message: m.Message, payload: Sequence[Buffer]) -> None:
         late, overtaken = self._happens(self._faults.delay), self._happens(self._faults.reorder)
         if not late and not overtaken:
-            self._inner.send(message, payload)
+            self.inner.send(message, payload)
             return
         delay_ms = self._random.uniform(0, self._faults.delay_ms_max) if late else self._faults.delay_ms_max
         ordinal = next(self._ordinals)
@@ -107,7 +99,7 @@ class FaultyConnection:
         if ordinal in self._pending:
             timer, message, snapshot = self._pending.pop(ordinal)
             timer.cancel()
-            self._inner.send(message, snapshot)
+            self.inner.send(message, snapshot)
 
     def _happens(self, probability: float) -> bool:
         return self._random.random() < probability

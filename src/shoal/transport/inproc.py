@@ -19,6 +19,7 @@ from shoal.transport.framed import FramedConnection
 from shoal.wire.framing import Buffer
 
 SCHEME = "inproc"
+WINDOW_BYTES = 1 << 20  # on their way at once; what is sent beyond waits where urgent frames overtake
 
 # Names are known within one event loop, and forgotten with it.
 _LISTENERS: MutableMapping[asyncio.AbstractEventLoop, dict[str, _InprocListener]] = WeakKeyDictionary()
@@ -69,12 +70,14 @@ class _InprocListener:
 
 class _InprocConnection(FramedConnection):
     peer: _InprocConnection
+    _under_way_bytes = 0
 
     def open(self) -> None:
         self._open()
 
     def arrive(self, frame: bytes, payload: Sequence[Buffer]) -> None:
         """A frame from the peer."""
+        self.peer.arrived(len(frame) + sum(memoryview(piece).nbytes for piece in payload))
         if self._ended:
             return
         try:
@@ -88,15 +91,32 @@ class _InprocConnection(FramedConnection):
             self._drop()
             raise
 
+    def arrived(self, count: int) -> None:
+        """The peer has this many bytes."""
+        self._under_way_bytes -= count
+        if self._paused:
+            self._loop.call_soon(self._refill)
+
     def gone(self) -> None:
         """The peer has closed."""
         self._break("")
 
-    def _write(self, frame: bytes, payload: Sequence[Buffer]) -> None:
+    def _refill(self) -> None:
+        if self._paused and self._under_way_bytes <= WINDOW_BYTES:
+            self._resume()
+
+    def _unsent_bytes(self) -> int:
+        return self._under_way_bytes
+
+    def _write(self, frame: bytes, payload: Sequence[Buffer], files: Sequence[int]) -> None:
         self._loop.call_soon(self.peer.arrive, frame, tuple(payload))
+        self._under_way_bytes += len(frame) + sum(memoryview(piece).nbytes for piece in payload)
+        if self._under_way_bytes > WINDOW_BYTES:
+            self._pause()
 
     def _finish(self) -> None:
         self._loop.call_soon(self.peer.gone)
+        self._break("")  # nothing is waited for
 
     def _drop(self) -> None:
         self._finish()

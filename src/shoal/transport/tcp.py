@@ -2,7 +2,8 @@
 
 Runs on uvloop and on asyncio's own loop. The kernel writes payload into the memory that the
 receiver admitted (BufferedProtocol); uvloop keeps references to the buffers it sends, asyncio
-copies what the socket does not take at once.
+copies what the socket does not take at once. Little is handed to the socket at a time (HANDOVER_BYTES
+or one frame), so that what is urgent overtakes the rest.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import struct
+import sys
 from collections.abc import Sequence
 from typing import cast
 from urllib.parse import urlsplit
@@ -23,8 +26,14 @@ from shoal.wire.framing import Buffer
 
 SCHEME = "tcp"
 JOIN_BYTES = 64 << 10  # neighbouring buffers are joined up to this size: a copy is cheaper than a write
-LINGER_S = 2.0  # a closed connection whose peer neither takes bytes nor closes is cut after this
+HANDOVER_BYTES = 256 << 10  # the socket is given another frame while fewer bytes than these wait in its queue
+# The kernel's send buffer on a short way. Left to itself it grows to megabytes, which leave the processor's
+# cache before the other side reads them; on a long way, where it must hold a whole round trip, it may.
+NEAR_BUFFER_BYTES = 256 << 10
 BACKLOG = 1024
+_ROUND_TRIP = struct.Struct("I")  # tcpi_min_rtt, microseconds
+_ROUND_TRIP_OFFSET = 148  # in Linux's struct tcp_info
+_UNMEASURED = 0xFFFFFFFF
 
 
 async def listen(address: str, accept: Accept, limits: Limits, wrap: Wrap = unwrapped) -> Listener:
@@ -32,7 +41,7 @@ async def listen(address: str, accept: Accept, limits: Limits, wrap: Wrap = unwr
 
     Raises ConfigurationError when the address is taken, not this machine's, or no address.
     """
-    host, port = _host_port(address)
+    host, port = host_and_port(address)
     bound = await _bind(host, port)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: _TcpConnection("", accept, limits, wrap), sock=bound, backlog=BACKLOG)
@@ -46,7 +55,7 @@ async def connect(
 
     Raises StartupError when nothing answers in deadline_ms, ConfigurationError for no address.
     """
-    host, port = _host_port(address)
+    host, port = host_and_port(address)
     loop = asyncio.get_running_loop()
 
     async def attempt() -> Connection:
@@ -56,6 +65,18 @@ async def connect(
         return connection.face
 
     return await dial(address, attempt, deadline_ms)
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Of "tcp://host:port"; ConfigurationError for anything else."""
+    try:
+        parts = urlsplit(address)
+        if parts.hostname and parts.port is not None:
+            return parts.hostname, parts.port
+        reason = "host and port must both be there"
+    except ValueError as error:
+        reason = str(error)
+    raise ConfigurationError(f"{address!r} is no address ({reason}); write it like tcp://127.0.0.1:5555")
 
 
 class _TcpListener:
@@ -70,15 +91,27 @@ class _TcpListener:
 
 class _TcpConnection(FramedConnection, asyncio.BufferedProtocol):
     _transport: asyncio.Transport
-    _linger: asyncio.TimerHandle | None = None
+    _socket: socket.socket
+    _vectored = False  # the transport sends several buffers without joining them
 
     # --- called by the event loop -----------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
         self.address = self.address or _address(transport.get_extra_info("peername"))
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._vectored = getattr(type(transport), "writelines", None) is not asyncio.WriteTransport.writelines
+        self._transport.set_write_buffer_limits(high=HANDOVER_BYTES, low=HANDOVER_BYTES)
+        self._socket = transport.get_extra_info("socket")
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.round_trip_us <= self._limits.long_link_us:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, NEAR_BUFFER_BYTES)
         self._open()
+
+    def pause_writing(self) -> None:
+        self._pause()
+
+    def resume_writing(self) -> None:
+        self._resume()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._decoder.writable()
@@ -97,38 +130,43 @@ class _TcpConnection(FramedConnection, asyncio.BufferedProtocol):
         self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._linger is not None:
-            self._linger.cancel()
         self._break(self._broken_off(str(exc) if exc else "closed", orderly=exc is None))
+
+    @property
+    def round_trip_us(self) -> int:
+        """What the kernel has measured on this connection."""
+        if not sys.platform.startswith("linux") or self._transport.is_closing():
+            return 0
+        size = _ROUND_TRIP_OFFSET + _ROUND_TRIP.size
+        info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
+        measured = int(_ROUND_TRIP.unpack_from(info, _ROUND_TRIP_OFFSET)[0]) if len(info) == size else 0
+        return 0 if measured == _UNMEASURED else measured
 
     # --- called by FramedConnection ---------------------------------------------------------------
 
-    def _write(self, frame: bytes, payload: Sequence[Buffer]) -> None:
+    def _write(self, frame: bytes, payload: Sequence[Buffer], files: Sequence[int]) -> None:
         if self._transport.is_closing():
             return  # broken, and connection_lost is about to say so
-        for piece in _joined(frame, payload):
-            self._transport.write(piece)
+        pieces = _joined(frame, payload)
+        if self._vectored:
+            self._transport.writelines(pieces)
+        else:
+            for piece in pieces:
+                self._transport.write(piece)
+
+    def _unsent_bytes(self) -> int:
+        return self._transport.get_write_buffer_size()
 
     def _finish(self) -> None:
         # Half-close and read on until the peer closes too: closing with bytes unread would reset
         # the connection and take our last frames from the peer.
-        if self._transport.is_closing():
-            return
-        self._transport.write_eof()
-        self._linger = self._loop.call_later(LINGER_S, self._cut, self._transport.get_write_buffer_size())
+        if not self._transport.is_closing():
+            self._transport.write_eof()
 
     def _drop(self) -> None:
         self._transport.abort()
 
     # --- helpers ----------------------------------------------------------------------------------
-
-    def _cut(self, unsent_before: int) -> None:
-        """Ends a closing connection that made no progress since it was last looked at."""
-        unsent = self._transport.get_write_buffer_size()
-        if 0 < unsent < unsent_before:
-            self._linger = self._loop.call_later(LINGER_S, self._cut, unsent)
-        else:
-            self._transport.abort()
 
     def _broken_off(self, how: str, orderly: bool = True) -> str:
         unfinished = self._decoder.unfinished()
@@ -164,17 +202,6 @@ async def _bind(host: str, port: int) -> socket.socket:
                 f"{host}:{port} is taken, perhaps by another Shoal job; choose another --port or let 0 pick one"
             ) from error
         raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-
-
-def _host_port(address: str) -> tuple[str, int]:
-    try:
-        parts = urlsplit(address)
-        if parts.hostname and parts.port is not None:
-            return parts.hostname, parts.port
-        reason = "host and port must both be there"
-    except ValueError as error:
-        reason = str(error)
-    raise ConfigurationError(f"{address!r} is no address ({reason}); write it like tcp://127.0.0.1:5555")
 
 
 def _address(name: Sequence[object]) -> str:

@@ -7,9 +7,10 @@ A frame on the wire, little endian:
     payload_bytes of raw tensor bytes
 
 The decoder has no I/O. Whoever reads asks it where the next bytes go (`writable`), puts them there,
-and says how many they were (`written`). Headers and messages pass through one scratch buffer;
-large payload lands straight in the memory that the receiver admitted it to. Limits are checked
-before anything is allocated, and memory grows only with bytes that have arrived.
+and says how many they were (`written`). Headers and messages pass through a scratch buffer, which
+a decoder borrows while it holds part of one, so that idle connections take next to no memory; large
+payload lands straight in the memory that the receiver admitted it to. Limits are checked before
+anything is allocated, and memory grows only with bytes that have arrived.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ Buffer = bytes | bytearray | memoryview  # C-contiguous, of any item type
 Admit = Callable[[m.Message, int], Sequence[memoryview] | None]
 Deliver = Callable[[m.Message, bool], None]
 
+SCRATCHES_IDLE_MAX = 16  # kept for the next decoder that needs one
+
+_NOTHING = memoryview(bytearray())
+_idle: list[memoryview] = []  # scratch buffers that no decoder holds; used from any thread
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[m.Message] = msgspec.msgpack.Decoder(m.Any)
 
@@ -57,8 +62,7 @@ class Decoder:
         self._admit = admit
         self._deliver = deliver
         self._stopped = False
-        self._base = memoryview(bytearray(SCRATCH_BYTES))
-        self._scratch = self._base
+        self._scratch = _NOTHING
         self._start = self._end = 0  # the unread part of the scratch buffer
         self._direct = False  # the view last handed out belongs to a target
         self._step: Callable[[], bool] = self._take_header
@@ -80,7 +84,8 @@ class Decoder:
             return targets[0]
         self._direct = False
         if self._start == self._end:
-            self._scratch = self._base
+            if len(self._scratch) != SCRATCH_BYTES:
+                self._scratch = _borrow()
             self._start = self._end = 0
         elif self._end == len(self._scratch):
             self._make_room()
@@ -104,6 +109,9 @@ class Decoder:
         except BaseException:  # the receiver's own errors too: a broken stream is never resumed
             self.stop()
             raise
+        finally:
+            if self._start == self._end:
+                self._give_back()
 
     def feed(self, data: Buffer) -> None:
         """Copies `data` in, as the stream's next bytes. Raises ProtocolError like `written`."""
@@ -122,6 +130,11 @@ class Decoder:
         self._targets = None
         self._message = None
         self._start = self._end = 0
+
+    def discard(self) -> None:
+        """The rest of the payload that is arriving goes nowhere; its frame is delivered as discarded."""
+        self._targets = None
+        self._direct = False
 
     def unfinished(self) -> str:
         """What the stream breaks off in, were it to end now; "" between frames."""
@@ -220,10 +233,23 @@ class Decoder:
         size = len(self._scratch)
         if arrived == size:
             size = min(2 * size, self._message_bytes)
-        scratch = memoryview(bytearray(size)) if size > len(self._base) else self._base
+        scratch = self._scratch
+        if size > SCRATCH_BYTES:
+            scratch = memoryview(bytearray(size))
+        elif len(scratch) != SCRATCH_BYTES:
+            scratch = _borrow()
         scratch[:arrived] = self._scratch[self._start : self._end]
+        if scratch is not self._scratch:
+            self._give_back()
         self._scratch = scratch
         self._start, self._end = 0, arrived
+
+    def _give_back(self) -> None:
+        """Let go of the scratch buffer."""
+        if len(self._scratch) == SCRATCH_BYTES and len(_idle) < SCRATCHES_IDLE_MAX:
+            _idle.append(self._scratch)
+        self._scratch = _NOTHING
+        self._start = self._end = 0
 
     def _check_magic(self, seen: bytes) -> None:
         if not MAGIC.startswith(seen):
@@ -237,6 +263,14 @@ class Decoder:
                 f"frame announces a {part} of {announced} bytes, the limit is {part}_bytes_max={limit}; "
                 f"raise SHOAL_{part.upper()}_BYTES_MAX on every node if it is meant"
             )
+
+
+def _borrow() -> memoryview:
+    """A scratch buffer, the borrower's alone."""
+    try:
+        return _idle.pop()
+    except IndexError:
+        return memoryview(bytearray(SCRATCH_BYTES))
 
 
 def _decode(body: memoryview) -> m.Message:

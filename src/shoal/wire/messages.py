@@ -17,7 +17,8 @@ Who sends what to whom, in the order of a job's life:
     worker   -> coordinator  LeaseRequest        answered by  Granted | Waiting
     worker   -> coordinator  SnapshotRequest     answered by  SnapshotDone (once every server sent Saved)
     worker   -> coordinator  Leave               answered by  Left
-    any      -> coordinator  Heartbeat, Report;  StatusRequest answered by Status
+    any      -> coordinator  Heartbeat           answered by  Alive (members only)
+    any      -> coordinator  Report;  StatusRequest answered by Status
     coord.   -> any          Fenced, Stop
 
 Every request may be repeated: the answer is the same and nothing happens twice.
@@ -42,6 +43,8 @@ class Hello(Message, frozen=True, array_like=True, tag=True):
     job: str
     token: str
     name: str  # the sender's node name; "" for a visitor that only asks for Status
+    link: int = 0  # a number of the sender's choice, the same for a connection and its further streams
+    stream: int = 0  # above 0: a further stream of the connection that said Hello with this link
 
 
 class Accepted(Message, frozen=True, array_like=True, tag=True):
@@ -145,7 +148,8 @@ class Ready(Message, frozen=True, array_like=True, tag=True):
 
     samples: how many samples its mean gradient is over (its share when contributions combine);
     multiplier: factor for its gradient (1 / loss scale under GradScaler); void: the gradient is
-    not to be used (overflow under GradScaler) though the samples were.
+    not to be used (overflow under GradScaler) though the samples were; whole: every block lies in
+    shared memory, and the servers that map it were sent no Stage.
     """
 
     contributor: Contributor
@@ -154,6 +158,7 @@ class Ready(Message, frozen=True, array_like=True, tag=True):
     rates: tuple[float, ...]  # learning rate per parameter group, for this step
     multiplier: float = 1.0
     void: bool = False
+    whole: bool = False
 
 
 class Commit(Message, frozen=True, array_like=True, tag=True):
@@ -356,6 +361,12 @@ class Heartbeat(Message, frozen=True, array_like=True, tag=True):
     version: int = 0
 
 
+class Alive(Message, frozen=True, array_like=True, tag=True):
+    """Answers a member's Heartbeat: so it knows that the coordinator lives, too."""
+
+    pid: int
+
+
 class Report(Message, frozen=True, array_like=True, tag=True):
     """Figures a worker wants shown: loss, tokens, anything numeric."""
 
@@ -403,7 +414,7 @@ Any = (
     Hello | Accepted | Refused | Register | Registered | Join | Welcome | Declare | Create | Created
     | Declared | Attach | Attached | Stage | Staged | Ready | Commit | Norms | Factors | Applied | Released | Waiting
     | Parameters | Copied | Pull | Moved | Refresh | LeaseRequest | Granted | SnapshotRequest | Saved | SnapshotDone
-    | Leave | Left | Fenced | Stop | Heartbeat | Report | StatusRequest | Status
+    | Leave | Left | Fenced | Stop | Heartbeat | Alive | Report | StatusRequest | Status
 )  # fmt: skip
 
 __all__ = ["Any", "Block", "Message"]

@@ -35,7 +35,15 @@ def _contributor(message: m.Stage | m.Ready) -> str:
 
 
 def _worker(
-    message: m.Declare | m.Attach | m.Copied | m.Pull | m.Refresh | m.LeaseRequest | m.SnapshotRequest | m.Leave | m.Report,
+    message: m.Declare
+    | m.Attach
+    | m.Copied
+    | m.Pull
+    | m.Refresh
+    | m.LeaseRequest
+    | m.SnapshotRequest
+    | m.Leave
+    | m.Report,
 ) -> str:
     return worker_name(message.worker)
 
@@ -54,14 +62,17 @@ _SPEAKERS: dict[type[m.Message], Callable[..., str]] = {
     **dict.fromkeys((m.Attached, m.Staged, m.Parameters, m.Moved, m.Created, m.Applied, m.Norms, m.Saved), _shard),
     **dict.fromkeys((m.Stage, m.Ready), _contributor),
     **dict.fromkeys(
-        (m.Declare, m.Attach, m.Copied, m.Pull, m.Refresh, m.LeaseRequest, m.SnapshotRequest, m.Leave, m.Report), _worker
+        (
+            m.Declare, m.Attach, m.Copied, m.Pull, m.Refresh, m.LeaseRequest, m.SnapshotRequest, m.Leave, m.Report,
+        ),
+        _worker,
     ),
     m.Register: _server,
     m.Join: _rank,
     **dict.fromkeys(
         (
             m.Registered, m.Welcome, m.Create, m.Declared, m.Commit, m.Factors, m.Released, m.Waiting, m.Granted,
-            m.SnapshotDone, m.Left, m.Fenced, m.Stop, m.Status,
+            m.SnapshotDone, m.Left, m.Fenced, m.Stop, m.Alive, m.Status,
         ),
         _coordinator,
     ),

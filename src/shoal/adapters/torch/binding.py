@@ -21,8 +21,9 @@ _bindings: weakref.WeakKeyDictionary[Worker, Binding] = weakref.WeakKeyDictionar
 
 def bind(worker: Worker, spec: TableSpec, members: Sequence[Named]) -> Binding:
     """Tell the worker where the parameters live; binding_of(worker) knows them from now on."""
-    binding = Binding(spec.policy, members)
-    worker.bind([landing.bytes for landing in binding.landings])
+    binding = Binding(spec.policy, members, worker)
+    landings = binding.landings
+    worker.bind([landing.bytes for landing in landings], [landing.initial for landing in landings])
     _bindings[worker] = binding
     return binding
 
@@ -35,10 +36,14 @@ def binding_of(worker: Worker) -> Binding | None:
 class Binding:
     """The trainable parameters of one optimizer."""
 
-    def __init__(self, policy: PolicySpec, members: Sequence[Named]) -> None:
+    def __init__(self, policy: PolicySpec, members: Sequence[Named], worker: Worker) -> None:
         self.policy = policy
         self.members = members
-        self.landings = [Landing(item.parameter) for item in members]
+        self.landings = [
+            Landing(item.parameter, worker.parameter_memory(index)) for index, item in enumerate(members)
+        ]
+        self._worker = worker
+        self._spoiled = False  # parameters that lie in the servers' memory hide it behind what was written here
         self._version: int | None = None
         self._written: list[int] = []
 
@@ -49,13 +54,21 @@ class Binding:
 
     def written(self) -> bool:
         """Whether somebody else changed a parameter since the last refresh."""
-        return self._written != [item.parameter._version for item in self.members]
+        changed = self._written != [item.parameter._version for item in self.members]
+        if any(landing.moves for landing in self.landings):
+            # A change by way of `parameter.data` no counter shows, but the system keeps what was written apart.
+            self._spoiled = self._spoiled or changed or self._worker.parameters_written()
+            return self._spoiled
+        return changed
 
     def refresh(self, version: int) -> None:
         """Bring what landed into the parameters, unless they hold this version already."""
         if version == self._version:
             return
         self._version = version
+        if self._spoiled:
+            self._worker.renew_parameters()
+            self._spoiled = False
         with torch.no_grad():
             for landing in self.landings:
                 landing.arrive()

@@ -159,7 +159,7 @@ class Outbox:
         if not gradient.numel():
             slot.reading.finite = True
             return
-        slot.reading.begin(gradient)
+        slot.reading.begin(gradient, self.worker.gradient_memory(slot.index))
         if slot.reading.landed(wait=False):
             self.worker.push(slot.index, slot.reading.bytes)
             return

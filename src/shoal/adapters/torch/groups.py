@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from shoal.adapters.torch.tensors import WIRE_DTYPES
 from shoal.errors import ConfigurationError
 from shoal.optim import Rule
+from shoal.optim.registry import RULES
 from shoal.vocabulary import TensorSpec
 
 Parameters = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
@@ -54,6 +55,7 @@ def groups_of(params: Parameters, rule: Rule) -> tuple[Group, ...]:
     Raises ConfigurationError for no parameters at all, a parameter in two groups, a setting that the
     rule does not know or a value that it does not take.
     """
+    _check_rule(rule)
     if isinstance(params, Tensor):
         raise ConfigurationError("ps.optimizer(...) takes a module or an iterable of parameters, not one tensor")
     entries: list[Any] = [params] if isinstance(params, nn.Module) else list(params)
@@ -81,6 +83,21 @@ def trainable(groups: Iterable[Group]) -> tuple[Named, ...]:
     for item in found:
         _check(item)
     return found
+
+
+def _check_rule(rule: object) -> None:
+    if isinstance(rule, Rule):
+        return
+    kind = rule if isinstance(rule, type) else type(rule)
+    if kind is rule and issubclass(kind, Rule):
+        raise ConfigurationError(f"rule={kind.__name__} is a class, not a rule: give shoal.{kind.__name__}(lr=...)")
+    known = {name.lower(): name for name in (item.__name__ for item in RULES.values())}
+    example = f"shoal.{known.get(kind.__name__.lower(), 'AdamW')}(lr=3e-4)"
+    shown = repr(rule) if isinstance(rule, str) else f"{kind.__module__}.{kind.__name__}"
+    raise ConfigurationError(
+        f"rule={shown} is no rule that servers can apply: give {example}, "
+        f"the second argument of ps.optimizer(model, {example})"
+    )
 
 
 def _members(index: int, entry: Any) -> tuple[Named, ...]:

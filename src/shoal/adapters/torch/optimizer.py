@@ -23,7 +23,7 @@ from shoal.adapters.torch.gradients import Outbox, Slot
 from shoal.adapters.torch.groups import Group, Named, Parameters, groups_of, settings_of, trainable
 from shoal.errors import ConfigurationError, NonFiniteGradientError
 from shoal.optim import Rule
-from shoal.policy import Policy, Sync
+from shoal.policy import Policy, Sync, checked
 from shoal.runtime.worker import Worker
 from shoal.vocabulary import TableSpec
 
@@ -80,6 +80,7 @@ class Optimizer(torch.optim.Optimizer):
         reduction: Reduction,
         nonfinite: NonFinite,
     ) -> None:
+        policy = checked(sync)
         if nonfinite not in get_args(NonFinite):
             raise ConfigurationError(f"nonfinite={nonfinite!r}; known: {', '.join(get_args(NonFinite))}")
         if reduction not in get_args(Reduction):
@@ -95,7 +96,7 @@ class Optimizer(torch.optim.Optimizer):
             tensors=tuple(item.spec for item in self._members),
             rule=rule.name,
             groups=tuple(group.rule.settings for group in self._groups),
-            policy=sync.spec,
+            policy=policy.spec,
             clip_norm=rule.clip_norm,
             reduction=reduction,
         )

@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from shoal.codec.codec import codec_for
 from shoal.errors import ConfigurationError
-from shoal.runtime.worker import Bytes
+from shoal.kernel import Encoded
+from shoal.runtime.shared import Bytes
 
 WIRE_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
 def wire_bytes(tensor: Tensor) -> Bytes:
     """The memory of a contiguous CPU tensor as a 1-D uint8 view; the view keeps it alive."""
+    if tensor.dtype == torch.float32:  # the same in a third of the time
+        floats: Bytes = tensor.detach().numpy().reshape(-1).view(np.uint8)
+        return floats
     view: Bytes = tensor.detach().reshape(-1).view(torch.uint8).numpy()
     return view
 
@@ -44,15 +50,21 @@ def extremes(gradient: Tensor) -> Tensor:
 
 
 class Landing:
-    """Where fresh values of one parameter land: its own storage, or a host copy."""
+    """Where fresh values of one parameter land: its own storage, or a host copy.
 
-    def __init__(self, parameter: Tensor) -> None:
+    place: memory that the servers write themselves; a plain parameter moves there when the first values
+    arrive, and from then on nothing is copied at all. bytes: where values land; initial: those it has now.
+    """
+
+    def __init__(self, parameter: Tensor, place: Bytes | None = None) -> None:
         self._parameter = parameter
         self._direct = lies_plain(parameter)
         self._host = parameter.detach() if self._direct else host_copy(parameter).copy_(parameter.detach())
         self._address = parameter.data_ptr()
         self._kind = (parameter.shape, parameter.dtype, parameter.device)
-        self.bytes = wire_bytes(self._host)
+        self.initial = wire_bytes(self._host)
+        self.moves = self._direct and place is not None and parameter.numel() > 0
+        self.bytes = place if self.moves and place is not None else self.initial
 
     def check(self, name: str) -> None:
         """Raise ConfigurationError if the parameter is not the one that was bound any more."""
@@ -67,10 +79,19 @@ class Landing:
 
     def arrive(self) -> None:
         """Bring what landed into the parameter (asynchronously on CUDA), and tell autograd it changed."""
+        if self.moves and self._address == self._host.data_ptr():
+            self._move()
         if self._direct:
             torch.autograd.graph.increment_version(self._parameter)
         else:
             self._parameter.detach().copy_(self._host, non_blocking=True)
+
+
+    def _move(self) -> None:
+        """From here on the parameter is the servers' memory. What is written into it here stays here."""
+        self._parameter.data = torch.from_numpy(self.bytes).view(self._parameter.dtype).view(self._parameter.shape)
+        self._address = self._parameter.data_ptr()
+        self.initial = self.bytes
 
 
 class Reading:
@@ -79,12 +100,25 @@ class Reading:
     def __init__(self, parameter: Tensor) -> None:
         self._host: Tensor | None = None
         self._parameter = parameter
+        self._codec = codec_for(WIRE_DTYPES[parameter.dtype])
+        self._place: Bytes | None = None  # where the last gradient was put
+        self._typed_place: Encoded = np.empty(0, self._codec.item)  # the same memory, as the codec's kernels take it
+        self._codec.copy_finite(self._typed_place, self._typed_place)  # compiled or loaded before the first step
         self.bytes: Bytes
         self.finite = True
 
-    def begin(self, gradient: Tensor) -> None:
+    def begin(self, gradient: Tensor, place: Bytes | None = None) -> None:
+        """place: memory that servers read, if the bytes are best put there."""
+        plain = lies_plain(gradient) and gradient.dtype == self._parameter.dtype
+        if plain and place is not None:
+            # The only copy of a gradient on its way to servers on this host, and in the same pass the check.
+            if place is not self._place:
+                self._place, self._typed_place = place, place.view(self._codec.item)
+            self.finite = self._codec.copy_finite(self._typed_place, wire_bytes(gradient).view(self._codec.item))
+            self.bytes = place
+            return
         self.finite = all(math.isfinite(bound.item()) for bound in torch.aminmax(gradient.detach()))
-        if lies_plain(gradient) and gradient.dtype == self._parameter.dtype:
+        if plain:
             self.bytes = wire_bytes(gradient)
             return
         if self._host is None:
@@ -108,7 +142,7 @@ class CudaReading(Reading):
         self._extremes = torch.zeros(2, dtype=parameter.dtype, pin_memory=True)
         self.bytes = wire_bytes(self._pinned)
 
-    def begin(self, gradient: Tensor) -> None:
+    def begin(self, gradient: Tensor, place: Bytes | None = None) -> None:
         gradient = gradient.detach()
         self._stream.wait_stream(torch.cuda.current_stream(gradient.device))
         with torch.cuda.stream(self._stream):

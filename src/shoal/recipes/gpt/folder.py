@@ -1,17 +1,24 @@
 """What a run leaves on disk, and where: one folder, readable without Shoal.
 
+An outcome stays until there is a new one: a run that does not come to its end takes nothing away.
+
 settings.json      the options of the run; written first, so its time stamp is the start of the run
 tokenizer.json     the tokeniser that was made from the text
 snapshot-<iters>/  parameters and optimizer state on the servers: what `--resume` goes on from
 model.safetensors  the trained model as an ordinary torch state dict: what `shoal sample` reads
 sample.txt         text that the trained model wrote
+*.new              the next of these, until it is complete
 result.json        losses, iterations, tokens, seconds, and the path of the last snapshot
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -44,9 +51,9 @@ class Folder:
 
     @classmethod
     def fresh(cls, preferred: Path) -> Folder:
-        """`preferred`, or the first of preferred-2, preferred-3, ... that does not hold a run yet."""
+        """`preferred`, or the first of preferred-2, preferred-3, ... that is not taken."""
         path, number = preferred, 1
-        while (path / _SETTINGS).exists():
+        while cls(path).taken:
             number += 1
             path = preferred.with_name(f"{preferred.name}-{number}")
         return cls(path)
@@ -63,6 +70,38 @@ class Folder:
         )
 
     @property
+    def taken(self) -> bool:
+        """Whether a run goes on here, or has left anything that one can go on with."""
+        if not (self.path / _SETTINGS).exists():
+            return False
+        if self._result.exists() or self.model.exists() or self._snapshots():
+            return True
+        try:
+            with self.held():
+                return False
+        except ConfigurationError:
+            return True
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside the `with` block no other process begins a run here (ConfigurationError if one has)."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise ConfigurationError(f"cannot make the run's folder {self.path}: {error.strerror}") from None
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops it with the process
+            except BlockingIOError:
+                raise ConfigurationError(
+                    f"another process trains in {self.path} right now: wait for its end, or give another --out"
+                ) from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    @property
     def model(self) -> Path:
         return self.path / "model.safetensors"
 
@@ -75,19 +114,27 @@ class Folder:
 
     def last_snapshot(self) -> tuple[Path, int]:
         """The complete snapshot with the most iterations, and how many those are (SnapshotError if there is none)."""
-        complete = [item for item in self.path.glob(f"{_SNAPSHOT}*") if (item / MANIFEST).is_file()]
-        numbered = [(iterations_of(item), item) for item in complete]
+        numbered = [(iterations_of(item), item) for item in self._snapshots()]
         if not numbered:
-            raise SnapshotError(f"{self.path} holds no snapshot: the run ended before its first; start it anew")
+            raise SnapshotError(
+                f"{self.path} holds no snapshot: the run ended before its first; start it anew with --out {self.path}"
+            )
         iterations, path = max(numbered)
         return path, iterations
 
+    def way_on(self) -> str:
+        """What can be done with a run that did not come to its end, in words."""
+        if self._snapshots():
+            return f"go on from its last snapshot with `shoal train gpt --resume {self.path}`"
+        return (
+            f"{self.path} holds no snapshot yet, so start it anew with --out {self.path}; "
+            f"--snapshot-interval N takes one every N iterations"
+        )
+
     def begin(self, settings: Settings, tokenizer: Tokenizer) -> None:
-        """Start a run here: the outcome of an earlier one goes, its snapshots stay."""
+        """Start a run here. What an earlier one left stays as it is."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for outcome in (self._result, self.model, self.sample):
-                outcome.unlink(missing_ok=True)
             (self.path / _TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
             (self.path / _SETTINGS).write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
         except OSError as error:
@@ -103,12 +150,30 @@ class Folder:
         """How long ago the run began."""
         return time.time() - (self.path / _SETTINGS).stat().st_mtime
 
-    def write_result(self, result: Result) -> None:
-        self._result.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+    def draft(self, outcome: Path) -> Path:
+        """Where a new model or sample is written, until `finish` puts it into its place."""
+        return outcome.with_name(f"{outcome.name}.new")
+
+    def finish(self, result: Result) -> None:
+        """The run has come to its end: the drafts and this result take the place of an earlier outcome."""
+        self.draft(self._result).write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+        for outcome in (self.model, self.sample, self._result):
+            self.draft(outcome).replace(outcome)
+
+    def finished(self) -> tuple[int, int] | None:
+        """Tells one outcome from a later one; None while there is none."""
+        if not self._result.exists():
+            return None
+        status = self._result.stat()
+        return status.st_mtime_ns, status.st_ino
 
     def result(self) -> Result | None:
         """The outcome, or None while there is none."""
         return _read(self._result, Result) if self._result.exists() else None
+
+    def _snapshots(self) -> list[Path]:
+        """Those that are complete."""
+        return [item for item in self.path.glob(f"{_SNAPSHOT}*") if (item / MANIFEST).is_file()]
 
     @property
     def _result(self) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from safetensors import SafetensorError
@@ -12,6 +14,7 @@ from shoal.recipes.gpt.folder import Folder
 from shoal.recipes.gpt.model import GPT, Shape
 from shoal.recipes.gpt.settings import Settings
 from shoal.recipes.gpt.text import Tokenizer
+from shoal.storage.snapshot import read_parameters
 
 
 def build(settings: Settings, vocab_size: int) -> GPT:
@@ -30,17 +33,33 @@ def build(settings: Settings, vocab_size: int) -> GPT:
     )
 
 
-def load(folder: Folder) -> tuple[GPT, Tokenizer]:
-    """The trained model of a run and its tokeniser (SnapshotError if the run has not ended)."""
+def load(folder: Folder, snapshot: Path | None = None) -> tuple[GPT, Tokenizer]:
+    """The trained model of a run, or the model as a snapshot of it holds it, and its tokeniser.
+
+    Raises SnapshotError if it cannot be read; also where the run has not ended, if no snapshot is named.
+    """
     tokenizer = folder.tokenizer()
     model = build(folder.settings(), tokenizer.size)
+    if snapshot is not None:
+        _fill(model, snapshot)
+        return model, tokenizer
     if not folder.model.exists():
-        raise SnapshotError(f"{folder.path} holds no trained model: the run has not ended; let it, or --resume it")
+        raise SnapshotError(f"{folder.path} holds no trained model: the run has not ended; {folder.way_on()}")
     try:
         load_model(model, str(folder.model))
     except (SafetensorError, RuntimeError) as error:
         raise SnapshotError(f"{folder.model} does not hold the model of {folder.path}: {error}") from None
     return model, tokenizer
+
+
+def _fill(model: GPT, snapshot: Path) -> None:
+    """Give the model the parameters of a snapshot."""
+    held = read_parameters(snapshot)
+    for name, parameter in model.named_parameters():
+        if name not in held or held[name].shape != tuple(parameter.shape):
+            raise SnapshotError(f"{snapshot} does not hold {name!r} of the model that {snapshot.parent} describes")
+        with torch.no_grad():
+            parameter.copy_(torch.from_numpy(held[name]))
 
 
 def write(

@@ -116,11 +116,12 @@ class Leader:
         seconds = folder.seconds()
         snapshot = folder.snapshot(settings.max_iters)
         self.ps.snapshot(snapshot)
-        save_model(self.model, str(folder.model))
+        save_model(self.model, str(folder.draft(folder.model)))
         train_loss, val_loss = self._estimate(self.training), evaluate.measure(self.model, self.validation)
         self._say(settings.max_iters, train_loss, val_loss)
-        folder.sample.write_text(write(self.model, folder.tokenizer(), settings.sample_tokens, seed=settings.seed))
-        folder.write_result(
+        text = write(self.model, folder.tokenizer(), settings.sample_tokens, seed=settings.seed)
+        folder.draft(folder.sample).write_text(text, encoding="utf-8")
+        folder.finish(
             Result(
                 val_loss=val_loss,
                 train_loss=train_loss,

@@ -1,0 +1,74 @@
+"""A worker's side of the memory that it shares with the servers on its host.
+
+Its gradients lie in an arena of its own, where servers read them; the servers' parameters are mapped
+side by side into one region, where the worker reads them. Both have one layout (core/shared.py).
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.arena import PAGE_BYTES, Arena, Range, Region
+from shoal.core.shared import Shared
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class SharedMemory:
+    """The arena and the region. Servers are attached one by one, as they answer."""
+
+    def __init__(self, layout: Shared) -> None:
+        self._layout = layout
+        self.arena = Arena("shoal-gradients", layout.size_bytes)
+        self.arena.touch(Range(0, self.arena.size_bytes))
+        self.region = Region(layout.size_bytes)
+        self._gradients = [np.frombuffer(self.arena.memory[piece], np.uint8) for piece in layout.tensors]
+        self._stamps: dict[int, npt.NDArray[np.int64]] = {}  # by shard: (1,)
+
+    def attach(self, shard: int, descriptor: int) -> None:
+        """Map this server's parameters (ProtocolError if the descriptor is no arena). Takes over the descriptor."""
+        if shard in self._stamps:
+            os.close(descriptor)
+            return  # it answered twice
+        page = Range(shard * PAGE_BYTES, (shard + 1) * PAGE_BYTES)
+        self.region.place(os.dup(descriptor), page)
+        self.region.place(descriptor, self._layout.parts[shard])
+        self._stamps[shard] = np.frombuffer(self.region.memory, np.int64, 1, page.start)
+
+    def attached(self, shard: int) -> bool:
+        """Whether this server's blocks are read and written here."""
+        return shard in self._stamps
+
+    def stamp(self, shard: int) -> int:
+        """Odd while the shard's parameters change; grows with every change."""
+        return int(self._stamps[shard][0])
+
+    def gradient(self, tensor: int) -> Bytes:
+        """Where this tensor's gradient is to lie: (bytes,), writable."""
+        return self._gradients[tensor]
+
+    def parameter(self, tensor: int) -> Bytes:
+        """This tensor as the servers hold it: (bytes,); what is written here is seen by nobody else."""
+        return np.frombuffer(self.region.memory[self._layout.tensors[tensor]], np.uint8)
+
+    def take_in(self, tensor: int, gradient: Bytes) -> Bytes:
+        """The gradient where servers read it: copied there, unless it lies there already."""
+        place = self._gradients[tensor]
+        if gradient is not place and not same_memory(place, gradient):
+            np.copyto(place, gradient)
+        return place
+
+    def parameter_block(self, block: int) -> memoryview:
+        return self.region.memory[self._layout.blocks[block]]
+
+    def close(self) -> None:
+        """Parameters that a model still uses stay as they are now, whatever the servers do."""
+        self.region.detach()
+
+
+def same_memory(one: Bytes, other: Bytes) -> bool:
+    """Whether two arrays are the same bytes in memory."""
+    return one.nbytes == other.nbytes and one.__array_interface__["data"] == other.__array_interface__["data"]
