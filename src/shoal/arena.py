@@ -13,9 +13,10 @@ import ctypes
 import fcntl
 import mmap
 import os
-import struct
 import weakref
 from dataclasses import dataclass
+
+import numpy as np
 
 from shoal.errors import ProtocolError
 
@@ -29,7 +30,7 @@ _MREMAP_MAYMOVE_FIXED = 1 | 2
 _MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23  # Linux 5.14
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _PAGEMAP_ENTRY_BYTES = 8  # see proc_pid_pagemap(5)
-_PAGEMAP_PRESENT, _PAGEMAP_OF_FILE = 1 << 63, 1 << 61
+_PAGEMAP_PRESENT, _PAGEMAP_OF_FILE = np.uint64(1 << 63), np.uint64(1 << 61)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -101,6 +102,7 @@ class Region:
         self._address = _map(None, self.size_bytes, -1, 0, mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
         self._mapped: list[tuple[Range, int]] = []  # the part, and the descriptor of the arena that lies there
         self._audited = 0  # pages looked at so far, round and round
+        self._page_table_of = 0  # process
         block = (ctypes.c_ubyte * self.size_bytes).from_address(self._address)
         weakref.finalize(block, _release, self._address, self.size_bytes, self._mapped)
         self.memory = memoryview(block).cast("B")
@@ -139,12 +141,20 @@ class Region:
         """Look at the next mapped pages, so many or this share of all, round and round: was any written here?"""
         found = False
         for part in self._next_parts(max(pages_min, int(share * self.size_bytes / PAGE_BYTES))):
-            with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
-                pagemap.seek((self._address + part.start) // PAGE_BYTES * _PAGEMAP_ENTRY_BYTES)
-                entries = pagemap.read(part.size // PAGE_BYTES * _PAGEMAP_ENTRY_BYTES)
-            for (entry,) in struct.iter_unpack("<Q", entries):
-                found = found or (bool(entry & _PAGEMAP_PRESENT) and not entry & _PAGEMAP_OF_FILE)
+            first = (self._address + part.start) // PAGE_BYTES * _PAGEMAP_ENTRY_BYTES
+            entries = os.pread(self._page_table(), part.size // PAGE_BYTES * _PAGEMAP_ENTRY_BYTES, first)
+            flags = np.frombuffer(entries, np.uint64) & (_PAGEMAP_PRESENT | _PAGEMAP_OF_FILE)
+            found = found or bool((flags == _PAGEMAP_PRESENT).any())
         return found
+
+    def _page_table(self) -> int:
+        """A descriptor of this process's page table: opened once, and again in a child that was forked."""
+        if self._page_table_of != os.getpid():
+            self._page_table_of = os.getpid()
+            descriptor = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, descriptor)
+            self._page_table_descriptor = descriptor
+        return self._page_table_descriptor
 
     def _next_parts(self, pages: int) -> list[Range]:
         """The next `pages` pages of what is mapped (each at most once)."""

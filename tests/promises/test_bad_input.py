@@ -29,7 +29,8 @@ from shoal.errors import (
 from shoal.optim import SGD
 from shoal.runtime.coordinator import CoordinatorNode
 from shoal.runtime.embedded import EmbeddedJob
-from shoal.runtime.worker import LoopThread, Worker
+from shoal.runtime.loop_thread import LoopThread
+from shoal.runtime.worker import Worker
 from shoal.vocabulary import Contributor, Dataset, Lease, TableSpec
 from shoal.wire import messages as m
 from shoal.wire.framing import HEADER, MAGIC, Decoder, encode

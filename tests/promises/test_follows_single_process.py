@@ -69,14 +69,14 @@ def alone(rule: str) -> Run:
 
 
 @cache
-def spread(rule: str, scheme: str = "inproc") -> Run:
+def spread(rule: str, scheme: str = "inproc", overlap: bool = False) -> Run:
     """Four workers on two servers, each with its quarter of the joined batch."""
     models = [model() for _ in range(WORKERS)]
 
     def work(rank: int) -> Run:
         losses = []
         with joined(embedded, rank) as worker:
-            steps = optimizer(worker, models[rank], RULES[rule][0])
+            steps = optimizer(worker, models[rank], RULES[rule][0], overlap=overlap)
             quarter = slice(rank * BATCH // WORKERS, (rank + 1) * BATCH // WORKERS)
             for ids, targets in batches():
                 loss = models[rank](ids[quarter], targets[quarter])
@@ -84,6 +84,7 @@ def spread(rule: str, scheme: str = "inproc") -> Run:
                 steps.step()
                 steps.zero_grad()
                 losses.append(loss.item())
+            steps.wait()
         return losses, parameters(models[rank])
 
     with running(WORKERS, Setting(servers=2, scheme=scheme)) as embedded:
@@ -102,6 +103,13 @@ def test_parameters_follow_with_sgd_and_momentum() -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_shared_memory_gives_the_same_bits(rule: str) -> None:
     (losses, ours), (expected, theirs) = spread(rule, "shm"), spread(rule)
+    assert losses == expected
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("scheme", ["inproc", "tcp", "shm"])
+def test_overlap_gives_the_same_bits(scheme: str) -> None:
+    (losses, ours), (expected, theirs) = spread("adamw", scheme, overlap=True), spread("adamw")
     assert losses == expected
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from shoal.config import Job
 from shoal.runtime.coordinator import CoordinatorNode
+from shoal.runtime.loop_thread import LoopThread
 from shoal.runtime.node import Node
 from shoal.runtime.server import ServerNode
-from shoal.runtime.worker import LoopThread
 from shoal.transport import Wrap, unwrapped
 
 _numbers = itertools.count()

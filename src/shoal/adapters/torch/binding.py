@@ -7,7 +7,7 @@ model. The loader finds the binding of its worker here, for a lease may bring fr
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -61,6 +61,13 @@ class Binding:
             return self._spoiled
         return changed
 
+    def arrive(self, members: Iterable[int]) -> None:
+        """Bring what landed for these members into their parameters, before the rest of their version is there."""
+        with torch.no_grad():
+            for index in members:
+                self.landings[index].arrive()
+        self._wait_for_devices()
+
     def refresh(self, version: int) -> None:
         """Bring what landed into the parameters, unless they hold this version already."""
         if version == self._version:
@@ -72,6 +79,9 @@ class Binding:
         with torch.no_grad():
             for landing in self.landings:
                 landing.arrive()
+        self._wait_for_devices()
+        self._written = [item.parameter._version for item in self.members]
+
+    def _wait_for_devices(self) -> None:
         for device in {item.parameter.device for item in self.members if item.parameter.device.type == "cuda"}:
             torch.cuda.current_stream(device).synchronize()  # the next parameters land in the same host memory
-        self._written = [item.parameter._version for item in self.members]

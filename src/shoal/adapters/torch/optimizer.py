@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from shoal.adapters.torch.binding import Binding, bind
 from shoal.adapters.torch.gradients import Outbox, Slot
 from shoal.adapters.torch.groups import Group, Named, Parameters, groups_of, settings_of, trainable
+from shoal.adapters.torch.overlap import Overlap
 from shoal.errors import ConfigurationError, NonFiniteGradientError
 from shoal.optim import Rule
 from shoal.policy import Policy, Sync, checked
@@ -43,6 +44,7 @@ def optimizer(
     sync: Policy = DEFAULT_POLICY,
     reduction: Reduction = "mean",
     nonfinite: NonFinite = "refuse",
+    overlap: bool = False,
 ) -> Optimizer:
     """Declare the table of these parameters, wait for their initial values, and return its optimizer.
 
@@ -57,12 +59,16 @@ def optimizer(
     nonfinite: what to do with a gradient that holds NaN or infinity: "refuse" raises
         NonFiniteGradientError, "skip" leaves this worker's contribution out of the commit, "allow"
         lets it pass.
+    overlap: let step() return before fresh parameters are in place; each module of the model waits for
+        its own before its forward. Needs the Module itself as params, and Sync(): only there do parameters
+        stay the same until this worker's next contribution. Before you use parameters in any other way than
+        by calling the module or its state_dict(), call wait().
 
     All parameters hold the same initial values on every worker afterwards: those of one of them.
     Raises ConfigurationError for what a table cannot hold, RefusedError if another worker's table
     differs, DeadlineError or StartupError if the job does not form.
     """
-    return Optimizer(worker, params, rule, sync=sync, reduction=reduction, nonfinite=nonfinite)
+    return Optimizer(worker, params, rule, sync=sync, reduction=reduction, nonfinite=nonfinite, overlap=overlap)
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -79,12 +85,18 @@ class Optimizer(torch.optim.Optimizer):
         sync: Policy,
         reduction: Reduction,
         nonfinite: NonFinite,
+        overlap: bool,
     ) -> None:
         policy = checked(sync)
         if nonfinite not in get_args(NonFinite):
             raise ConfigurationError(f"nonfinite={nonfinite!r}; known: {', '.join(get_args(NonFinite))}")
         if reduction not in get_args(Reduction):
             raise ConfigurationError(f"reduction={reduction!r}; known: {', '.join(get_args(Reduction))}")
+        if overlap and not (isinstance(params, torch.nn.Module) and policy.still):
+            raise ConfigurationError(
+                "overlap=True needs the module itself, as in ps.optimizer(model, ..., overlap=True), and "
+                "sync=shoal.Sync() without a quorum"
+            )
         self._groups = groups_of(params, rule)
         self._members = trainable(self._groups)
         self._frozen = [item for group in self._groups for item in group.members if not item.parameter.requires_grad]
@@ -106,6 +118,10 @@ class Optimizer(torch.optim.Optimizer):
         handles = [
             _register(item.parameter, partial(self._outbox.fired, index)) for index, item in enumerate(self._members)
         ]
+        self._overlap = None
+        if overlap and isinstance(params, torch.nn.Module):
+            self._overlap = Overlap(params, self._members, worker, self._binding)
+            handles += self._overlap.handles
         weakref.finalize(self, _remove, handles)  # the model may outlive its optimizer
 
     @property
@@ -117,6 +133,11 @@ class Optimizer(torch.optim.Optimizer):
     def version(self) -> int:
         """The version (number of commits) of the parameters in place."""
         return self._worker.version
+
+    def wait(self) -> None:
+        """Return with the parameters of the last step in place; with overlap=False step() has waited already."""
+        if self._overlap is not None:
+            self._overlap.wait()
 
     # torch types step() by overloads that no subclass of its own follows either.
     def step(  # type: ignore[override]
@@ -135,6 +156,7 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self.wait()
         self._check_settings(self.param_groups)
         self._check_parameters()
         with torch.no_grad():
@@ -183,7 +205,12 @@ class Optimizer(torch.optim.Optimizer):
             void = self._judge()
             self._outbox.plan(unscaled)
         rates = [float(group["lr"]) for group in self.param_groups]
-        self._worker.step(rates, 1.0 if scale is None else 1.0 / float(scale), void, samples)
+        multiplier = 1.0 if scale is None else 1.0 / float(scale)
+        if self._overlap is not None:
+            self._overlap.begin(rates, multiplier, void, samples)
+            self._outbox.clear()
+            return
+        self._worker.step(rates, multiplier, void, samples)
         self._outbox.clear()
         self._binding.refresh(self.version)
 

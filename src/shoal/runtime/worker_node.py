@@ -1,0 +1,211 @@
+"""A worker's node: drives its session, and moves the bytes between the caller's memory and the servers.
+
+Gradients are sent from the memory they lie in, parameters are received into the memory they are used
+from. Where servers share memory with the worker, words are enough (shared.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+
+from shoal import errors
+from shoal.config import Job
+from shoal.core import machine as k
+from shoal.core import session as s
+from shoal.errors import ProtocolError, ShoalError
+from shoal.placement import blocks_of_tensor, cut
+from shoal.runtime.node import Node
+from shoal.runtime.progress import Progress
+from shoal.runtime.shared import Bytes, SharedMemory, same_memory
+from shoal.transport import ALTERNATIVE, Wrap, unwrapped
+from shoal.vocabulary import COORDINATOR, ITEM_BYTES, node_number, server_name, worker_name
+from shoal.wire import messages as m
+from shoal.wire.framing import Buffer
+
+
+class WorkerNode(Node):
+    """Drives a Session; resolves one future per command that waits."""
+
+    def __init__(self, job: Job, rank: int, wrap: Wrap = unwrapped) -> None:
+        name = worker_name(rank) if rank >= 0 else f"worker/new-{random.SystemRandom().getrandbits(53)}"
+        super().__init__(name, job, wrap)
+        self.session = s.Session(job.limits)
+        self.answer: Future[k.Effect] | None = None
+        self.failure: ShoalError | None = None
+        self.parameters: Sequence[Bytes] = ()  # by tensor: where fresh ones land
+        self.initial: Sequence[Bytes] = ()  # by tensor: what the model begins with
+        self.gradients: dict[int, Bytes] = {}  # tensor -> bytes, for the clock under way
+        self.shared: SharedMemory | None = None  # with the servers on this host
+        self._in_place: list[bool] = []  # by tensor: what is bound is the servers' own memory
+        self.progress = Progress()
+
+    def machine(self) -> s.Session:
+        return self.session
+
+    def ask(self, command: object, answer: Future[k.Effect]) -> None:
+        """Give the session a command whose answer someone waits for."""
+        if self.failure is not None:
+            answer.set_exception(self.failure)
+            return
+        self.answer = answer
+        self.event(command)
+
+    def near(self) -> tuple[int, ...]:
+        """The servers that this worker shares memory with (StartupError for one that it cannot, but must)."""
+        indices = range(len(self.session.servers))
+        near = tuple(index for index in indices if self.peers[server_name(index)].connection.shares_memory)
+        far = [f"{server_name(index)} ({self.session.servers[index]})" for index in indices if index not in near]
+        if far and self.job.transport == "shm":
+            raise errors.StartupError(
+                f"{self.name} cannot share memory with {', '.join(far)}: not on this host, another user's, or started "
+                f"with SHOAL_TRANSPORT=tcp; with SHOAL_TRANSPORT=auto such servers are reached over tcp"
+            )
+        return near
+
+    def bind(self, parameters: Sequence[Bytes], initial: Sequence[Bytes]) -> None:
+        self.parameters, self.initial = parameters, initial
+        shared = self.shared
+        self._in_place = [
+            shared is not None and same_memory(array, shared.parameter(tensor))
+            for tensor, array in enumerate(parameters)
+        ]
+
+    def seed(self, answer: Future[k.Effect] | None = None) -> None:
+        """Push the initial parameters as the job's."""
+        assert self.session.spec is not None
+        self.answer = answer or self.answer
+        for tensor, array in enumerate(self.initial):
+            self.gradients[tensor] = array if self.shared is None else self.shared.take_in(tensor, array)
+        self.event(s.Push(tuple(range(len(cut(self.session.spec))))))
+        self.event(s.Finish(samples=1, leases=(), rates=()))
+
+    def push(self, tensor: int, gradient: Bytes) -> None:
+        assert self.session.spec is not None
+        self.gradients[tensor] = gradient
+        self.event(s.Push(blocks_of_tensor(self.session.spec)[tensor]))
+
+    def finish(self, tensors: Sequence[int], finish: s.Finish, answer: Future[k.Effect]) -> None:
+        """Push what lies in shared memory, all at once, and end the step."""
+        if tensors and self.failure is None:
+            assert self.session.spec is not None
+            blocks = blocks_of_tensor(self.session.spec)
+            self.event(s.Push(tuple(block for tensor in tensors for block in blocks[tensor])))
+        self.ask(finish, answer)
+        self.progress.of(self.session)
+
+    # --- effects ------------------------------------------------------------------------------
+
+    def send(
+        self, to: str, message: m.Message, payload: Sequence[Buffer] = (), files: Sequence[int] = ()
+    ) -> None:
+        match message:
+            case m.Stage(blocks=blocks) if self.shared is None or not self.shared.attached(node_number(to)):
+                payload = [self._slice(self.gradients, block) for block in blocks]
+            case m.Attach() if self.shared is not None:
+                files = (self.shared.arena.descriptor,)
+        super().send(to, message, payload, files)
+
+    def perform(self, effect: k.Effect) -> None:
+        match effect:
+            case k.Dial(servers):
+                asyncio.get_running_loop().create_task(self._dial(servers))
+            case k.Seeding(seed=True) if self.answer is not None and self.session.parked == "start":
+                self.seed()  # whoever was to seed is gone: the thread already waits for parameters
+            case k.Failed(kind, text):
+                self.fail(getattr(errors, kind)(text))
+            case k.Fresh() | k.Leased() | k.Seeding() | k.Snapshotted() | k.Departed():
+                if isinstance(effect, k.Fresh):
+                    self.gradients.clear()
+                self._resolve(effect)
+            case _:
+                raise TypeError(f"a worker's driver cannot perform {effect!r}")
+
+    def fail(self, error: ShoalError) -> None:
+        self.failure = error
+        self._let_rest()
+        if self.shared is not None:
+            self.shared.close()  # the job may go on without this worker; its model must not
+        if self.answer is not None and not self.answer.done():
+            self.answer.set_exception(error)
+        self.progress.of(self.session)
+
+    def unreachable(self, name: str, error: ShoalError) -> None:
+        self.fail(errors.JobError(f"{name} is gone: {error}"))
+
+    def log(self, text: str) -> None:
+        """A worker's output belongs to its script: what matters reaches the thread that trains as an error."""
+
+    def broke(self, error: Exception) -> None:
+        self.fail(errors.JobError(f"{self.name} met a defect of Shoal: {error!r}"))
+
+    def _let_rest(self) -> None:
+        """The bound memory is the training thread's again: what still comes, by any stream, lands nowhere."""
+        for peer in self.peers.values():
+            peer.discard()
+
+    def _resolve(self, effect: k.Effect) -> None:
+        self._let_rest()
+        if self.answer is not None and not self.answer.done():
+            answer, self.answer = self.answer, None
+            answer.set_result(effect)
+
+    async def _dial(self, servers: Sequence[str]) -> None:
+        name = worker_name(self.session.worker)
+        try:
+            if self.name != name:  # it asked for any rank: the coordinator must know it by the one it got
+                self.name = name
+                await self.dial(COORDINATOR, self._dialled[COORDINATOR])
+            for index, address in enumerate(servers):
+                ways = address.split(ALTERNATIVE)
+                await self.dial(server_name(index), ways[-1] if self.job.transport == "tcp" else address)
+        except ShoalError as error:
+            self.fail(error)
+            return
+        self._resolve(k.Dial(tuple(servers)))
+
+    # --- bytes --------------------------------------------------------------------------------
+
+    def admit_payload(self, source: str, message: m.Message, payload_bytes: int) -> Sequence[memoryview] | None:
+        if not isinstance(message, m.Parameters):
+            return super().admit_payload(source, message, payload_bytes)
+        if not self.session.admits(message):
+            return None
+        self.peers[source].discard(message.blocks)  # of an older version, or again, by another stream
+        return [self._slice(self.parameters, block) for block in message.blocks]
+
+    def take(self, source: str, message: m.Message, delivered: bool) -> None:
+        match message:
+            case m.Parameters(shard=shard) if self.shared is not None and self.shared.attached(shard):
+                if self.session.admits(message):
+                    message = self._copied(message, self.shared)
+            case m.Parameters() if not delivered:
+                return
+            case m.Attached(shard=shard):
+                descriptor = self.peers[source].connection.take_file()
+                if descriptor is None or self.shared is None:
+                    raise ProtocolError(f"{source} agreed to share memory and sent none along")
+                self.shared.attach(shard, descriptor)
+        self.event(k.Received(source, message))
+        self.progress.of(self.session)
+
+    def _copied(self, message: m.Parameters, shared: SharedMemory) -> m.Message:
+        """Take parameters out of shared memory, unless they are used where they lie; Moved if they changed."""
+        assert self.session.spec is not None
+        every = cut(self.session.spec)
+        for block in message.blocks:
+            if not self._in_place[every[block].tensor]:
+                self._slice(self.parameters, block)[:] = shared.parameter_block(block)
+        if self.session.still or shared.stamp(message.shard) == message.stamp:
+            return message
+        # Torn: a stamp that is odd, or has grown.
+        return m.Moved(message.shard, message.worker, message.incarnation, message.version, message.version + 1)
+
+    def _slice(self, arrays: Sequence[Bytes] | Mapping[int, Bytes], block: int) -> memoryview:
+        """The bytes of one block in its tensor's array."""
+        assert self.session.spec is not None
+        item = cut(self.session.spec)[block]
+        width = ITEM_BYTES[self.session.spec.tensors[item.tensor].dtype]
+        return arrays[item.tensor][item.start * width : item.stop * width].data
