@@ -71,7 +71,7 @@ class Store:
         self._shared = shared
         self._lent: dict[tuple[int, int], tuple[memoryview, Blocks]] = {}  # (worker, incarnation) -> its arena
         self._scratch = [np.zeros(CHUNK_ELEMENTS, np.float32) for _ in range(threads)]
-        self._threads = ThreadPoolExecutor(threads, "shoal-store") if threads > 1 else None
+        self._helpers = ThreadPoolExecutor(threads - 1, "shoal-store") if threads > 1 else None
         self._table: Table | None = None
         self._staging: dict[Contributor, Staging] = {}
         self._published: Published | None = None
@@ -117,8 +117,8 @@ class Store:
 
     def close(self) -> None:
         """Ends the store's threads."""
-        if self._threads is not None:
-            self._threads.shutdown()
+        if self._helpers is not None:
+            self._helpers.shutdown()
 
     # --- bytes in and out: called by the event loop -----------------------------------------------
 
@@ -255,7 +255,7 @@ class Store:
 
     def _each(self, items: Sequence[T], work: Callable[[T, Floats], R]) -> list[R]:
         """work(item, scratch) for each item, by as many threads as there are; results in order."""
-        if self._threads is None or len(items) == 1:
+        if self._helpers is None or len(items) == 1:
             return [work(item, self._scratch[0]) for item in items]
         queue = deque(range(len(items)))
         results: dict[int, R] = {}
@@ -268,7 +268,10 @@ class Store:
                     return
                 results[index] = work(items[index], scratch)
 
-        deque(self._threads.map(drain, self._scratch), maxlen=0)
+        helping = [self._helpers.submit(drain, scratch) for scratch in self._scratch[1:]]
+        drain(self._scratch[0])
+        for helper in helping:
+            helper.result()
         return [results[index] for index in range(len(items))]
 
 

@@ -40,6 +40,8 @@ class Peer:
 
     def join(self, connection: Connection, wrap: Wrap) -> None:
         """From now on payload goes over this stream, too."""
+        if self.streams:
+            connection.share(next(iter(self.streams)).queue)
         self.streams[connection] = wrap(connection)
 
     def leave(self, connection: Connection) -> bool:

@@ -30,7 +30,7 @@ from shoal.wire.framing import Buffer
 
 Frame = tuple[tuple[int, ...], list[Buffer]]  # blocks and their bytes
 
-INLINE_ELEMENTS = 1 << 17  # a shard of up to so many is updated on the event loop itself
+INLINE_ELEMENTS = 1 << 20  # a shard of up to so many is updated on the event loop itself, in a millisecond or so
 
 
 class ServerNode(Node):

@@ -187,7 +187,7 @@ class Worker:
         rates: learning rate per group. multiplier: factor for the gradient. void: do not use the
         gradient. samples: its weight among the commit's (default: those leased, or 1 without leases).
         """
-        self.begin_step(rates, multiplier, void, samples)
+        self._begin(rates, multiplier, void, samples)
         fresh = self.finish_step()
         assert fresh is not None, "it was begun"
         return fresh
@@ -196,6 +196,11 @@ class Worker:
         self, rates: Sequence[float], multiplier: float = 1.0, void: bool = False, samples: int | None = None
     ) -> None:
         """The same, but return at once; await_tensors() and finish_step() wait, and so does every other call."""
+        self.finish_step()
+        self._node.progress.begin()
+        self._begin(rates, multiplier, void, samples)
+
+    def _begin(self, rates: Sequence[float], multiplier: float, void: bool, samples: int | None) -> None:
         self.finish_step()
         leased = sum(lease.samples for lease in self._leases)
         count = samples if samples is not None else leased or 1
@@ -206,7 +211,6 @@ class Worker:
         self._check_open()
         answer: Future[k.Effect] = Future()
         self._pending = answer
-        self._node.progress.begin()
         self._post(self._node.finish, written, finish, answer)
 
     def await_staged(self) -> None:

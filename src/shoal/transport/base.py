@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from shoal.transport.queue import Queue
 from shoal.wire import messages as m
 from shoal.wire.framing import Buffer
 
@@ -48,6 +49,13 @@ class Connection(Protocol):
         message is the sign that it was). Does nothing on a connection that is closed or lost.
         files: descriptors to go along, where the connection shares memory; the sender may close its own.
         """
+
+    @property
+    def queue(self) -> Queue:
+        """What waits to leave."""
+
+    def share(self, queue: Queue) -> None:
+        """Take from the queue of another connection to the same peer from here on, and put what is sent there."""
 
     def discard(self) -> None:
         """The payload that is being received lands nowhere from here on; its frame is received as not delivered."""
@@ -116,6 +124,13 @@ class Wrapped:
     @property
     def round_trip_us(self) -> int:
         return self.inner.round_trip_us
+
+    @property
+    def queue(self) -> Queue:
+        return self.inner.queue
+
+    def share(self, queue: Queue) -> None:
+        self.inner.share(queue)
 
     def discard(self) -> None:
         self.inner.discard()

@@ -43,6 +43,8 @@ class FramedConnection(ABC):
         self._ended = False
         self._limits = limits
         self._queue = Queue()
+        self._written_bytes = 0  # taken out of the queue, or past it
+        self._broken = False
         self._paused = False  # the transport has enough to send
         self._closing = False  # what is queued still leaves, then the connection is closed
         self._stall: asyncio.TimerHandle | None = None  # looks whether the peer takes anything
@@ -61,6 +63,15 @@ class FramedConnection(ABC):
             return
         assert self.shares_memory or not files, "only a connection that shares memory takes files along"
         self._send(message, payload, files)
+
+    @property
+    def queue(self) -> Queue:
+        return self._queue
+
+    def share(self, queue: Queue) -> None:
+        assert not self._queue, "only a connection on which nothing waits may take part in another's queue"
+        self._queue = queue
+        queue.users += 1
 
     def discard(self) -> None:
         self._decoder.discard()
@@ -94,7 +105,11 @@ class FramedConnection(ABC):
 
     def _break(self, reason: str) -> None:
         """No more bytes come or leave, for this reason ("": the peer closed)."""
-        self._queue.clear()
+        if not self._broken:
+            self._broken = True
+            self._queue.users -= 1
+            if not self._queue.users:
+                self._queue.clear()
         for timer in (self._stall, self._linger):
             if timer is not None:
                 timer.cancel()
@@ -110,6 +125,7 @@ class FramedConnection(ABC):
         self._paused = False
         while self._queue and not self._paused:
             frame = self._queue.take()
+            self._written_bytes += frame.nbytes
             self._write(frame.head, frame.payload, ())
         if self._closing and not self._queue:
             self._closing = False
@@ -138,6 +154,7 @@ class FramedConnection(ABC):
         frame = encode(message, payload_bytes)
         self.sent_bytes += len(frame) + payload_bytes
         if files or not (self._paused or self._queue):  # files cannot wait: their sender may close them
+            self._written_bytes += len(frame) + payload_bytes
             self._write(frame, payload, files)
         else:
             self._queue.put(message, Frame(frame, tuple(payload) if payload_bytes else (), len(frame) + payload_bytes))
@@ -146,14 +163,14 @@ class FramedConnection(ABC):
 
     def _watch(self) -> None:
         """Look again after stall_ms whether the peer took anything."""
-        taken = self.sent_bytes - self.queued_bytes
+        taken = self._written_bytes - self._unsent_bytes()
         self._stall = self._loop.call_later(self._limits.stall_ms / 1000, self._cut_if_stalled, taken)
 
     def _cut_if_stalled(self, taken_before: int) -> None:
         self._stall = None
         if self._ended or self.queued_bytes <= self._limits.queue_bytes_max:
             return
-        if self.sent_bytes - self.queued_bytes > taken_before:
+        if self._written_bytes - self._unsent_bytes() > taken_before:
             self._watch()
             return
         self._break(

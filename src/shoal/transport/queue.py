@@ -34,10 +34,14 @@ class Frame:
 
 
 class Queue:
-    """Frames by urgency; `held_bytes` is what they add up to."""
+    """Frames by urgency; `held_bytes` is what they add up to.
+
+    Several connections to one peer may take from one queue: each as fast as it can send. users: how many do.
+    """
 
     def __init__(self) -> None:
         self.held_bytes = 0
+        self.users = 1
         self._frames: list[tuple[Urgency, int, Frame]] = []  # a heap
         self._ordinals = count()
 

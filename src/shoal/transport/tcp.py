@@ -30,6 +30,7 @@ HANDOVER_BYTES = 256 << 10  # the socket is given another frame while fewer byte
 # The kernel's send buffer on a short way. Left to itself it grows to megabytes, which leave the processor's
 # cache before the other side reads them; on a long way, where it must hold a whole round trip, it may.
 NEAR_BUFFER_BYTES = 256 << 10
+FAR_UNSENT_BYTES = 512 << 10  # of the send buffer on a long way, what the kernel holds and cannot send yet
 BACKLOG = 1024
 _ROUND_TRIP = struct.Struct("I")  # tcpi_min_rtt, microseconds
 _ROUND_TRIP_OFFSET = 148  # in Linux's struct tcp_info
@@ -105,6 +106,8 @@ class _TcpConnection(FramedConnection, asyncio.BufferedProtocol):
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.round_trip_us <= self._limits.long_link_us:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, NEAR_BUFFER_BYTES)
+        elif sys.platform.startswith("linux"):
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, FAR_UNSENT_BYTES)
         self._open()
 
     def pause_writing(self) -> None:
