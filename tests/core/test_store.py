@@ -26,10 +26,12 @@ WEIGHTS = (0.75, 0.25)
 Tensors = Sequence[torch.Tensor | None]
 
 
-def table(rules: Sequence[Rule], shapes=SHAPES, dtype: str = "float32", clip_norm: float | None = None) -> TableSpec:
+def table(
+    rules: Sequence[Rule], shapes=SHAPES, dtype: str = "float32", clip_norm: float | None = None, policy: str = "sync"
+) -> TableSpec:
     tensors = tuple(TensorSpec(f"t|{i}", shape, dtype, i % len(rules)) for i, shape in enumerate(shapes))
     return TableSpec(
-        tensors, rules[0].name, tuple(rule.settings for rule in rules), PolicySpec("sync"), clip_norm,
+        tensors, rules[0].name, tuple(rule.settings for rule in rules), PolicySpec(policy), clip_norm,
         block_elements_max=80_000,
     )  # fmt: skip
 
@@ -248,8 +250,18 @@ def test_only_delivered_blocks_count_and_stay_as_they_are() -> None:
     assert second.tolist() == [0.0] * 4, "staged, but never delivered"
 
 
-def test_published_bytes_outlive_later_commits() -> None:
+def test_masters_are_sent_from_where_they_lie_when_they_keep_still() -> None:
     cluster = run([SGD(lr=0.1)], 1)
+    store = cluster.stores[0]
+    sending = store.parameters([0])[0]
+    assert np.shares_memory(np.frombuffer(sending, np.float32), store.table.dense.parameters[0])
+    with pytest.raises(TypeError, match="read-only"):
+        sending[0] = 1
+
+
+def test_published_bytes_outlive_later_commits_when_others_go_on() -> None:
+    cluster = Cluster(table([SGD(lr=0.1)], policy="async"))
+    cluster.seed(randoms(1))
     store = cluster.stores[0]
     sending = store.parameters([0])[0]
     before = bytes(sending)

@@ -156,9 +156,13 @@ class Store:
         """The blocks at the current version in their wire dtype: a read-only (bytes,) uint8 view for each.
 
         They are encoded once per version, however many workers ask, and stay as they are while
-        anyone refers to them. Not while a task runs.
+        anyone refers to them. Under a policy that keeps parameters still until every worker has them
+        (Policy.still), float32 masters are sent from where they lie. Not while a task runs.
         """
         table = self.table
+        if table.still and all(table.codecs[table.position[block]].item is np.float32 for block in blocks):
+            masters = (table.dense.parameters[table.position[block]] for block in blocks)
+            return [memoryview(master).cast("B").toreadonly() for master in masters]
         if self._published is None or self._published.generation != table.generation:
             self._published = None  # returns the arena, unless someone still sends from it
             self._published = Published(table.generation, table.arenas.take())
