@@ -59,8 +59,9 @@ def test_weighted_sums_are_float32(dtype: str) -> None:
     np.testing.assert_array_equal(total, wanted.numpy())
 
 
+@pytest.mark.parametrize("past_caches", [False, True])
 @pytest.mark.parametrize("dtype", TORCH)
-def test_copy_finite_finds_the_one_that_is_not(dtype: str) -> None:
+def test_copy_finite_finds_the_one_that_is_not(dtype: str, past_caches: bool) -> None:
     codec = CODECS[dtype]
     bits = np.dtype(np.uint32 if dtype == "float32" else np.uint16)
     largest = torch.finfo(TORCH[dtype]).max
@@ -68,14 +69,17 @@ def test_copy_finite_finds_the_one_that_is_not(dtype: str) -> None:
     odd = torch.tensor([math.nan, -math.nan, math.inf, -math.inf], dtype=TORCH[dtype]).view(torch.uint8).numpy()
     for size in range(71):
         source = np.resize(ordinary.view(bits), size)
-        destination = np.empty(size, bits)
-        assert codec.copy_finite(destination, source)
+        memory = np.full(71 + 64, 7, bits)  # of which `size` elements are the destination, on a line of their own
+        first = -memory.ctypes.data % 64 // bits.itemsize
+        destination = memory[first : first + size]
+        assert codec.copy_finite(destination, source, past_caches)
+        assert set(memory[:first]) | set(memory[first + size :]) <= {7}, "nothing beside it is touched"
         np.testing.assert_array_equal(destination, source)
         for position in range(size):
             for one in odd.view(bits):
                 spoilt = source.copy()
                 spoilt[position] = one
-                assert not codec.copy_finite(destination.view(codec.item), spoilt.view(codec.item))
+                assert not codec.copy_finite(destination.view(codec.item), spoilt.view(codec.item), past_caches)
                 assert destination.tobytes() == spoilt.tobytes()
 
 

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from shoal.codec import arrays, floats
+from shoal.codec import arrays, floats, streamed
 from shoal.codec.arrays import Narrow, Widen
 from shoal.errors import ConfigurationError
 from shoal.kernel import Encoded, Floats, read_only
@@ -47,16 +47,23 @@ class Codec:
         """encode(encoded, values): encoded = values, rounded to nearest even."""
         return arrays.encode_of(self.narrow)
 
-    def copy_finite(self, destination: Encoded, source: Encoded) -> bool:
+    def copy_finite(self, destination: Encoded, source: Encoded, past_caches: bool = False) -> bool:
         """Copy encoded elements and tell, in the same pass, whether all of them are finite.
 
-        Both (elements,) of `item`, or of unsigned integers as wide.
+        Both (elements,) of `item`, or of unsigned integers as wide. past_caches: so much is copied before
+        anyone reads it that the caches would not hold it.
         """
-        if np.dtype(self.item).itemsize == 4:
-            largest = int(arrays.copy_bits32(destination.view(np.uint32), read_only(source).view(np.uint32)))
-        else:
-            largest = int(arrays.copy_bits16(destination.view(np.uint16), read_only(source).view(np.uint16)))
-        return largest < self.infinity
+        wide = np.dtype(self.item).itemsize == 4
+        bits = np.uint32 if wide else np.uint16
+        into: Encoded = destination.view(bits)
+        out_of: Encoded = read_only(source).view(bits)
+        largest = 0
+        if past_caches and streamed.aligned(into):
+            lines = streamed.whole_lines(into)
+            largest = int(streamed.copy_lines(into[:lines], out_of[:lines]))
+            into, out_of = into[lines:], out_of[lines:]
+        rest = arrays.copy_bits32(into, out_of) if wide else arrays.copy_bits16(into, out_of)
+        return max(largest, int(rest)) < self.infinity
 
     def bytes_of(self, elements: int) -> int:
         """Bytes that `elements` elements take on the wire."""

@@ -162,7 +162,7 @@ class Store:
         table = self.table
         if table.still and all(table.codecs[table.position[block]].item is np.float32 for block in blocks):
             masters = (table.dense.parameters[table.position[block]] for block in blocks)
-            return [memoryview(master).cast("B").toreadonly() for master in masters]
+            return [master.view(np.uint8).data.toreadonly() for master in masters]
         if self._published is None or self._published.generation != table.generation:
             self._published = None  # returns the arena, unless someone still sends from it
             self._published = Published(table.generation, table.arenas.take())

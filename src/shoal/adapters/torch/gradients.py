@@ -26,6 +26,7 @@ from shoal.adapters.torch.tensors import CudaReading, Reading, extremes
 from shoal.errors import ConfigurationError
 from shoal.runtime.worker import Worker
 
+LARGE_BYTES = 64 << 20  # of all gradients: what was copied first is out of the caches when servers read it
 HELD_BACK = 0  # a plan: never leaves before step()
 
 
@@ -83,6 +84,7 @@ class Outbox:
     def of(cls, worker: Worker, items: Sequence[Named]) -> Outbox:
         """One slot per parameter, in the order of the table; one copying stream per CUDA device."""
         streams: dict[torch.device, torch.cuda.Stream] = {}
+        large = sum(item.parameter.numel() * item.parameter.element_size() for item in items) >= LARGE_BYTES
         slots: list[Slot] = []
         for index, item in enumerate(items):
             device = item.parameter.device
@@ -91,7 +93,7 @@ class Outbox:
                     streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
                 slots.append(Slot(index, item, CudaReading(item.parameter, streams[device])))
             else:
-                slots.append(Slot(index, item, Reading(item.parameter)))
+                slots.append(Slot(index, item, Reading(item.parameter, large)))
         return cls(worker, slots)
 
     def fired(self, index: int, _: Tensor) -> None:

@@ -97,13 +97,16 @@ class Landing:
 class Reading:
     """Brings one parameter's gradients to host memory. This one returns with the bytes in place."""
 
-    def __init__(self, parameter: Tensor) -> None:
+    def __init__(self, parameter: Tensor, past_caches: bool = False) -> None:
+        """past_caches: all gradients together are more than caches hold."""
         self._host: Tensor | None = None
         self._parameter = parameter
+        self._past_caches = past_caches
         self._codec = codec_for(WIRE_DTYPES[parameter.dtype])
         self._place: Bytes | None = None  # where the last gradient was put
         self._typed_place: Encoded = np.empty(0, self._codec.item)  # the same memory, as the codec's kernels take it
-        self._codec.copy_finite(self._typed_place, self._typed_place)  # compiled or loaded before the first step
+        # Compiled, or loaded from disk, before the first step.
+        self._codec.copy_finite(self._typed_place, self._typed_place, past_caches)
         self.bytes: Bytes
         self.finite = True
 
@@ -114,7 +117,8 @@ class Reading:
             # The only copy of a gradient on its way to servers on this host, and in the same pass the check.
             if place is not self._place:
                 self._place, self._typed_place = place, place.view(self._codec.item)
-            self.finite = self._codec.copy_finite(self._typed_place, wire_bytes(gradient).view(self._codec.item))
+            bits = wire_bytes(gradient).view(self._codec.item)
+            self.finite = self._codec.copy_finite(self._typed_place, bits, self._past_caches)
             self.bytes = place
             return
         self.finite = all(math.isfinite(bound.item()) for bound in torch.aminmax(gradient.detach()))
