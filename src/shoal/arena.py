@@ -13,8 +13,10 @@ import ctypes
 import fcntl
 import mmap
 import os
+import threading
 import weakref
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -65,16 +67,26 @@ class Arena:
     def __init__(self, name: str, size_bytes: int) -> None:
         self.size_bytes = max(PAGE_BYTES, _whole_pages(size_bytes))
         self.descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        weakref.finalize(self, os.close, self.descriptor)
         os.ftruncate(self.descriptor, self.size_bytes)
         # The mapping duplicates the descriptor, and is unmapped when no view of it is left.
         self.memory = memoryview(mmap.mmap(self.descriptor, self.size_bytes))
         fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALS | _SEAL_FUTURE_WRITE)
-        weakref.finalize(self, os.close, self.descriptor)
 
     def touch(self, part: Range) -> None:
         """Have the pages of this part there, so that no step waits for their first touch."""
         address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         _libc.madvise(address + part.start, part.size, _MADV_POPULATE_WRITE)  # a kernel without it: touched later
+
+
+@cache
+def available() -> bool:
+    """Whether this system has what arenas are made of (Linux 5.1 or newer, and no sandbox that forbids it)."""
+    try:
+        Arena("shoal-probe", PAGE_BYTES)
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 def reader(descriptor: int, size_bytes: int) -> memoryview:
@@ -100,6 +112,7 @@ class Region:
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = max(PAGE_BYTES, _whole_pages(size_bytes))
         self._address = _map(None, self.size_bytes, -1, 0, mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+        self._lock = threading.Lock()  # the loop may detach while the training thread looks
         self._mapped: list[tuple[Range, int]] = []  # the part, and the descriptor of the arena that lies there
         self._audited = 0  # pages looked at so far, round and round
         self._page_table_of = 0  # process
@@ -122,23 +135,35 @@ class Region:
 
     def renew(self) -> None:
         """Forget what was written here: all mapped parts show their arenas again."""
-        for part, descriptor in self._mapped:
-            self._lay(part, descriptor)
+        with self._lock:
+            for part, descriptor in self._mapped:
+                self._lay(part, descriptor)
 
     def detach(self) -> None:
         """Keep what is there now: from here on the owners' writes are not seen. Readers notice nothing."""
-        while self._mapped:
-            part, descriptor = self._mapped.pop()
-            if part.size:
-                copy = _map(None, part.size, -1, 0, mmap.MAP_ANONYMOUS)
-                ctypes.memmove(copy, self._address + part.start, part.size)
-                place = ctypes.c_void_p(self._address + part.start)
-                if _libc.mremap(copy, part.size, part.size, _MREMAP_MAYMOVE_FIXED, place) == _MAP_FAILED:
-                    raise OSError(ctypes.get_errno(), "mremap")
-            os.close(descriptor)
+        with self._lock:
+            while self._mapped:
+                part, descriptor = self._mapped.pop()
+                if part.size:
+                    copy = _map(None, part.size, -1, 0, mmap.MAP_ANONYMOUS)
+                    ctypes.memmove(copy, self._address + part.start, part.size)
+                    place = ctypes.c_void_p(self._address + part.start)
+                    if _libc.mremap(copy, part.size, part.size, _MREMAP_MAYMOVE_FIXED, place) == _MAP_FAILED:
+                        raise OSError(ctypes.get_errno(), "mremap")
+                os.close(descriptor)
 
     def written(self, pages_min: int, share: float = 0.0) -> bool:
-        """Look at the next mapped pages, so many or this share of all, round and round: was any written here?"""
+        """Look at the next mapped pages, so many or this share of all, round and round: was any written here?
+
+        False as well where the system does not show a process its page table.
+        """
+        with self._lock:
+            try:
+                return self._written(pages_min, share)
+            except OSError:
+                return False
+
+    def _written(self, pages_min: int, share: float) -> bool:
         found = False
         for part in self._next_parts(max(pages_min, int(share * self.size_bytes / PAGE_BYTES))):
             first = (self._address + part.start) // PAGE_BYTES * _PAGEMAP_ENTRY_BYTES

@@ -25,6 +25,7 @@ class Limits:
     queue_bytes_max: int = 4 << 30  # by reference, for one peer; beyond, a peer that takes nothing is cut
     stall_ms: int = 10_000  # after this
     long_link_us: int = 2_000  # a round trip above it makes a link long: payload goes over further streams
+    stream_us: int = 25_000  # one for every so much of the round trip: the kernel's window fills 1 Gbit/s of that
     streams_max: int = 4  # of these, to one peer
     connect_ms: int = 30_000  # to reach a peer that must be there
     start_ms: int = 60_000  # for all servers and workers of a job to arrive

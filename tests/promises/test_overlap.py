@@ -13,10 +13,12 @@ from torch import nn
 
 from shoal.adapters.torch import loader, optimizer
 from shoal.config import Job
+from shoal.core import session as s
 from shoal.errors import ConfigurationError
 from shoal.optim import SGD
 from shoal.policy import Async, Sync
 from shoal.runtime.embedded import EmbeddedJob
+from shoal.runtime.progress import Progress
 from shoal.runtime.worker import Worker
 from shoal.transport.base import Connection, Wrapped
 from shoal.wire import messages as m
@@ -132,6 +134,19 @@ def test_the_next_samples_come_before_the_parameters(worker: Worker, gate: Gate)
     assert len(list(batches)) == 1, "six batches of two in all"
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_module_may_run_twice_and_the_data_be_passed_over_twice(worker: Worker) -> None:
+    layer = nn.Linear(SIZE, SIZE)
+    steps = optimizer(worker, layer, SGD(lr=0.01), overlap=True)
+    for _ in range(2):
+        for batch in loader(worker, torch.ones(6, SIZE), 2):
+            layer(layer(batch)).sum().backward()  # its hook waits once, and changes nothing the second time
+            steps.step()
+            steps.zero_grad()
+    steps.wait()
+    assert steps.version == 7  # the seed and two passes of three steps
+
+
 def test_a_state_dict_waits_for_all_of_it(worker: Worker) -> None:
     model = nn.Linear(SIZE, SIZE)
     steps = optimizer(worker, model, SGD(lr=0.5), overlap=True)
@@ -157,3 +172,13 @@ def until(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < end, what
         time.sleep(0.005)
+
+
+def test_what_arrives_before_the_session_knows_of_the_step_does_not_end_the_wait_for_staging() -> None:
+    session, progress = s.Session(), Progress()
+    progress.begin()
+    progress.of(session)  # an acknowledgement, say, of a block that left during backward
+    assert not progress.staged
+    session.step(s.Finish(1, (), (0.1,)), now=0)
+    progress.of(session)
+    assert progress.staged

@@ -19,7 +19,6 @@ from shoal.core import session as s
 from shoal.errors import JobError
 from shoal.runtime.embedded import EmbeddedJob
 from shoal.runtime.node import Node, milliseconds
-from shoal.runtime.peer import Peer
 from shoal.runtime.worker import Worker, WorkerNode
 from shoal.transport import Connection, connect
 from shoal.transport.faulty import Faults, faulty
@@ -30,7 +29,9 @@ from shoal.wire.framing import encode
 from .network import WAIT_S, Inbox
 
 STREAMS = 3
-LONG = Limits(long_link_us=0, streams_max=STREAMS, tick_ms=10, connect_ms=5_000)  # any way over TCP is long
+LONG = Limits(
+    long_link_us=0, stream_us=1, streams_max=STREAMS, tick_ms=10, connect_ms=5_000
+)  # any way over TCP is long
 SHORT = Limits(long_link_us=60_000_000, tick_ms=10)
 BULK = bytes(1_000_000)
 SGD = ("sgd", ((("lr", 0.1),),), PolicySpec("sync"), None, "mean")
@@ -219,22 +220,56 @@ def test_a_stream_that_belongs_to_nobody_is_refused(link: int | None, name: str,
     between(scenario)
 
 
-def test_the_least_queued_stream_is_taken() -> None:
-    @dataclass(eq=False)
-    class Fake:
-        queued_bytes: int
-        sent: list[m.Message] = field(default_factory=list)
+def test_a_stream_that_is_slow_holds_nothing_up() -> None:
+    """All take from one queue: what a stalled stream was not given yet, the others send."""
 
-        def send(self, message: m.Message, payload: object, files: object) -> None:
-            self.sent.append(message)
+    async def scenario(worker: Listening, server: Listening) -> None:
+        await until(lambda: widened(worker, server))
+        stalled = next(iter(server.peers["worker/0"].streams))
+        stalled._transport.pause_reading()  # type: ignore[attr-defined]
+        count = 60
+        for clock in range(count):
+            worker.send("server/0", stage(clock), [BULK])
+        streams = worker.peers["server/0"].streams
+        await until(lambda: sum(stream.queued_bytes > 0 for stream in streams) <= 1)
+        await until(lambda: len(server.clocks) >= count - 10)
+        stalled._transport.resume_reading()  # type: ignore[attr-defined]
+        await until(lambda: len(server.clocks) == count)
 
-    first, busy, free = Fake(0), Fake(9), Fake(3)
-    peer = Peer(first)  # type: ignore[arg-type]
-    for stream in (busy, free):
-        peer.join(stream, lambda each: each)  # type: ignore[arg-type]
-    peer.send(stage(1), [b"x"], ())
-    peer.send(m.Stop(""), (), ())
-    assert (first.sent, busy.sent, free.sent) == ([m.Stop("")], [], [stage(1)])
+    between(scenario)
+
+
+def test_what_a_lost_stream_was_not_given_yet_the_others_send() -> None:
+    async def scenario(worker: Listening, server: Listening) -> None:
+        await until(lambda: widened(worker, server))
+        ends = list(server.peers["worker/0"].streams)
+        for end in ends:
+            end._transport.pause_reading()  # type: ignore[attr-defined]
+        count = 60
+        for clock in range(count):
+            worker.send("server/0", stage(clock), [BULK])
+        await asyncio.sleep(0.05)
+        first = next(iter(worker.peers["server/0"].streams))
+        waiting = len(first.queue)
+        assert waiting > count / 2
+        first._transport.abort()  # type: ignore[attr-defined]
+        await until(lambda: len(worker.peers["server/0"].streams) == STREAMS - 1)
+        assert len(first.queue) == waiting
+        for end in ends:
+            end._transport.resume_reading()  # type: ignore[attr-defined]
+        await until(lambda: len(server.clocks) >= waiting)
+        assert server.recorder.events[0] == k.Regained("worker/0") and k.Lost("worker/0") not in server.recorder.events
+
+    between(scenario)
+
+
+def test_how_many_streams_follows_from_the_round_trip() -> None:
+    async def scenario(worker: Listening, server: Listening) -> None:
+        await until(lambda: worker.peers["server/0"].streams)
+        await asyncio.sleep(0.1)
+        assert len(worker.peers["server/0"].streams) == 1
+
+    between(scenario, replace(LONG, stream_us=60_000_000))
 
 
 @pytest.mark.parametrize("faults", [Faults(), Faults(drop=0.04, duplicate=0.1, delay=0.2, reorder=0.1, delay_ms_max=8)])

@@ -130,7 +130,8 @@ class Send:
 class Publish:
     """Send these blocks' parameters, as they are at the current version, to a worker.
 
-    The driver cuts them into Parameters frames, and must take the bytes before the next task runs.
+    The driver cuts them into Parameters frames, and must take the bytes before the next task runs, unless
+    the policy keeps parameters still: then no task changes them before this worker has them.
     """
 
     worker: int

@@ -96,7 +96,7 @@ class Session:
             case k.Tick():
                 return self._tick(now)
             case k.Regained(peer):
-                return self._regained(peer, now)
+                return self._regained(peer)
             case k.Lost():
                 return []  # the driver dials again; Regained follows
             case Push(blocks):
@@ -280,8 +280,8 @@ class Session:
             if self.early:
                 # Its parameters came as early, and had nowhere to land.
                 self.early = False
-                return [*self._pull(range(len(self.servers))), *self._settle(now)]
-        return self._settle(now)
+                return [*self._pull(range(len(self.servers))), *self._settle()]
+        return self._settle()
 
     def _granted(self, granted: m.Granted, now: int) -> list[k.Effect]:
         if self.parked != "lease" or (granted.epoch, granted.number) != (self.data_epoch, self.number):
@@ -289,7 +289,7 @@ class Session:
         if self.granted is None or granted.version > self.granted.version:
             self.granted, self.request, self.pulling.since = granted, None, now
             self.arrival.expect(granted.version)
-        return self._settle(now)
+        return self._settle()
 
     def _parameters(self, parameters: m.Parameters, now: int) -> list[k.Effect]:
         effects: list[k.Effect] = []
@@ -301,7 +301,7 @@ class Session:
             return effects
         self.arrival.take(parameters.version, parameters.blocks)
         self.pulling.start(now)
-        return effects + self._settle(now)
+        return effects + self._settle()
 
     # --- going on -----------------------------------------------------------------------------
 
@@ -322,7 +322,7 @@ class Session:
         ready = m.Ready(who, done.samples, done.leases, done.rates, done.multiplier, done.void, self.whole)
         return self._ask("", ready, now)
 
-    def _settle(self, now: int) -> list[k.Effect]:
+    def _settle(self) -> list[k.Effect]:
         """Let the training thread go on if all that it waits for has arrived."""
         match self.parked:
             case "start" | "step" if self.released is not None and self.arrival.complete(self.released.version):
@@ -377,7 +377,7 @@ class Session:
             effects += self._pull(range(len(self.servers)))
         return effects
 
-    def _regained(self, peer: str, now: int) -> list[k.Effect]:
+    def _regained(self, peer: str) -> list[k.Effect]:
         """A connection is back: repeat at once what its loss may have swallowed."""
         if peer == COORDINATOR:
             return [k.Send(COORDINATOR, self.request)] if self.parked and self.request is not None else []

@@ -1,8 +1,8 @@
 """The numbers of a shard: staged gradients in, one pass over each block, parameters out.
 
 What it promises: the same commits give the same bits, whatever the number of servers or threads;
-bytes that were handed out do not change while anyone still reads them; a staged block that was
-delivered stays as it is until it is freed.
+bytes that were handed out do not change while anyone who counts still reads them (see `parameters`); a
+staged block that was delivered stays as it is until it is freed.
 
 Where workers on this host share memory with it, their staged blocks are read where they lie, and the
 parameters lie in an arena that they map: nothing is copied, either way. Its stamp is odd while a task
@@ -132,6 +132,7 @@ class Store:
         if staging is None:
             memory = table.arenas.take()
             staging = self._staging[contributor] = Staging(memory, table.encoded(memory))
+        staging.awaited.update(blocks)
         return [
             memoryview(bytearray(table.bytes_of(block)))
             if block in staging.delivered
@@ -140,8 +141,15 @@ class Store:
         ]
 
     def delivered(self, contributor: Contributor, blocks: Iterable[int]) -> None:
-        """All bytes of these blocks are in place; only such blocks are ever applied."""
-        self._staging[contributor].delivered.update(blocks)
+        """All bytes of these blocks are in place; only such blocks are ever applied.
+
+        ProtocolError for blocks that stage() lent no memory for: they were named without their bytes.
+        """
+        staging = self._staging.get(contributor)
+        unsent = set(blocks) - (staging.awaited if staging is not None else set())
+        if staging is None or unsent:
+            raise ProtocolError(f"worker {contributor.worker} named blocks {sorted(unsent)[:4]} without their bytes")
+        staging.delivered.update(blocks)
 
     def free(self, contributors: Iterable[Contributor]) -> None:
         """These contributions are settled; their memory is reused once nobody refers to it."""
@@ -157,7 +165,8 @@ class Store:
 
         They are encoded once per version, however many workers ask, and stay as they are while
         anyone refers to them. Under a policy that keeps parameters still until every worker has them
-        (Policy.still), float32 masters are sent from where they lie. Not while a task runs.
+        (Policy.still), float32 masters are sent from where they lie: what is sent twice, or to a worker that
+        is fenced meanwhile, may change on its way, and is dropped there. Not while a task runs.
         """
         table = self.table
         if table.still and all(table.codecs[table.position[block]].item is np.float32 for block in blocks):
@@ -287,6 +296,7 @@ class Staging:
     memory: memoryview
     blocks: Blocks
     delivered: set[int] = field(default_factory=set)
+    awaited: set[int] = field(default_factory=set)  # where memory was lent for their bytes
 
 
 @dataclass

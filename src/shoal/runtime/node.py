@@ -151,7 +151,8 @@ class Node(ABC):
         self._bind(peer, name)
         self._dialled[name] = address
         if name != COORDINATOR and peer.connection.round_trip_us > self.job.limits.long_link_us:
-            self._start(self._widen(peer, address))
+            wanted = min(self.job.limits.streams_max, -(-peer.connection.round_trip_us // self.job.limits.stream_us))
+            self._start(self._widen(peer, address, wanted))
 
     async def _reach(self, name: str, address: str, deadline: int, first: Peer | None = None) -> Peer:
         """A connection to `name`, or a further stream of `first`, whose handshake is over. Raises as `dial` does."""
@@ -176,9 +177,9 @@ class Node(ABC):
         peer.accepted = None
         return peer
 
-    async def _widen(self, peer: Peer, address: str) -> None:
-        """Open the further streams of a peer that is far away; with fewer, or none, everything still works."""
-        while self.peers.get(peer.name) is peer and len(peer.streams) < self.job.limits.streams_max:
+    async def _widen(self, peer: Peer, address: str, wanted: int) -> None:
+        """Open further streams to a peer that is far away; with fewer, or none, everything still works."""
+        while self.peers.get(peer.name) is peer and len(peer.streams) < wanted:
             try:
                 await self._reach(peer.name, address, self.job.limits.connect_ms, peer)
             except ShoalError as error:
@@ -286,11 +287,11 @@ class Node(ABC):
         match message:
             case m.Hello() if not peer.name:
                 self._hello(peer, message)
-            case m.Accepted() if peer.accepted is not None:
+            case m.Accepted() if peer.accepted is not None and not peer.accepted.done():
                 if peer.first is not None:
                     self._join(peer.first, peer)  # at once: payload may be right behind
                 peer.accepted.set_result(None)
-            case m.Refused(reason=reason) if peer.accepted is not None:
+            case m.Refused(reason=reason) if peer.accepted is not None and not peer.accepted.done():
                 peer.accepted.set_exception(RefusedError(f"{peer.name} refused {self.name}: {reason}"))
             case _:
                 self.log(f"{connection.address} sent {type(message).__name__} before its handshake: closed")

@@ -1,8 +1,9 @@
 """A peer: the connection that a node has to another, and the further streams beside it on a long link.
 
-Messages go over the first connection; payload over the further stream with the least queued, so that
-nothing urgent waits behind it. What a lost stream carried is lost, as ever; the peer itself is lost with
-its first connection, and its streams are closed then.
+Messages go over the first connection; payload over the further streams, so that nothing urgent waits
+behind it. They share one queue, and each takes from it as fast as it can send. What a lost stream
+carried is lost, as ever; the peer itself is lost with its first connection, and its streams are closed
+then.
 """
 
 from __future__ import annotations

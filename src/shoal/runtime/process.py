@@ -32,7 +32,7 @@ def job_from(environment: Mapping[str, str] = os.environ) -> Job:
         token=environment.get("SHOAL_TOKEN", ""),
         workers=_whole("SHOAL_WORKERS", environment, 1),
         servers=_whole("SHOAL_SERVERS", environment, 1),
-        threads=_whole("SHOAL_SERVER_THREADS", environment, 1),
+        threads=_at_least_one("SHOAL_SERVER_THREADS", environment),
         transport=_one_of(TRANSPORTS, "SHOAL_TRANSPORT", environment),
         limits=Limits.from_environment(environment),
     )
@@ -79,6 +79,13 @@ def _one_of(known: Sequence[str], name: str, environment: Mapping[str, str]) -> 
     value = environment.get(name) or known[0]
     if value not in known:
         raise ConfigurationError(f"{name}={value!r}; known: {', '.join(known)}")
+    return value
+
+
+def _at_least_one(name: str, environment: Mapping[str, str]) -> int:
+    value = _whole(name, environment, 1)
+    if value < 1:
+        raise ConfigurationError(f"{name}={value} must be at least 1")
     return value
 
 

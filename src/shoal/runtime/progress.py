@@ -31,7 +31,7 @@ class Progress:
         released = session.released if session.still else None
         arriving = released is not None and session.arrival.version >= released.version
         with self._changed:
-            self.staged = session.finish is None
+            self.staged = session.parked == "step" and session.finish is None  # not before it was told to finish
             self.arrived = frozenset(session.arrival.arrived) if arriving else frozenset()
             self.lease = None if released is None else released.lease
             self._changed.notify_all()

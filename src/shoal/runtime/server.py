@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from shoal import arena
 from shoal.config import Job
 from shoal.core import machine as k
 from shoal.core.shard import Open, Shard
@@ -41,8 +43,10 @@ class ServerNode(Node):
         self._resume = resume
         version = snapshot.read_manifest(resume).version if resume is not None else 0
         self._shard = Shard(index, job.limits, version=version)
-        self._store = Store(snapshot, job.threads, shared=job.transport != "tcp")
+        self._shares = job.transport == "shm" or (job.transport == "auto" and arena.available())
+        self._store = Store(snapshot, job.threads, shared=self._shares)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"store-{index}")
+        self._closed = False
         self._published: tuple[int, tuple[int, ...], list[Frame]] | None = None
 
     def machine(self) -> Shard:
@@ -51,7 +55,7 @@ class ServerNode(Node):
     async def open(self, coordinator: str, listen: str) -> str:
         """Listen, connect to the coordinator and register; returns the server's address."""
         address = await self.listen(listen)
-        if self.job.transport != "tcp" and not listen.startswith("inproc"):
+        if self._shares and not listen.startswith("inproc"):
             address = ALTERNATIVE.join((await self.listen("shm://"), address))
         await self.dial(COORDINATOR, coordinator)
         self.event(Open(address, os.getpid(), self._shard.version, coordinator))
@@ -119,7 +123,9 @@ class ServerNode(Node):
             result = self._store.run(task)
             if isinstance(task, k.CreateTable) and self._resume is not None:
                 self._store.load(self._resume)
-        except (ShoalError, OSError, MemoryError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the shard must hear of it: workers wait for the task
+            if not isinstance(error, ShoalError | OSError | MemoryError):
+                traceback.print_exc()
             return k.Done(task, "" if isinstance(task, k.Save) else (), error=f"{type(error).__name__}: {error}")
         return k.Done(task, result)
 
@@ -141,6 +147,9 @@ class ServerNode(Node):
 
     async def close(self) -> None:
         await super().close()
+        if not self._closed:
+            self._closed = True
+            self._thread.submit(self._store.close)
         self._thread.shutdown(wait=False)
 
 

@@ -34,8 +34,13 @@ class SharedMemory:
             os.close(descriptor)
             return  # it answered twice
         page = Range(shard * PAGE_BYTES, (shard + 1) * PAGE_BYTES)
-        self.region.place(os.dup(descriptor), page)
-        self.region.place(descriptor, self._layout.parts[shard])
+        again = os.dup(descriptor)
+        try:
+            self.region.place(descriptor, self._layout.parts[shard])
+        except BaseException:
+            os.close(again)
+            raise
+        self.region.place(again, page)
         self._stamps[shard] = np.frombuffer(self.region.memory, np.int64, 1, page.start)
 
     def attached(self, shard: int) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -55,6 +56,7 @@ class Worker:
         self._written: list[int] = []  # tensors whose gradients lie in shared memory, since the last step
         self._all_near = False  # every server reads them there
         self._pending: Future[k.Effect] | None = None  # a step that was begun
+        self._ending = threading.RLock()
         self._ahead: tuple[Dataset, Lease] | None = None  # samples for the next one, taken before its end
         self._data_epochs = 0  # passes over the training set begun
         self._spec: TableSpec | None = None
@@ -213,6 +215,11 @@ class Worker:
         self._pending = answer
         self._post(self._node.finish, written, finish, answer)
 
+    @property
+    def stepping(self) -> bool:
+        """Whether a step was begun, and its end not seen yet."""
+        return self._pending is not None
+
     def await_staged(self) -> None:
         """Wait until the gradients of the step that was begun may be changed, unless they lie in shared memory."""
         if self._pending is not None and not self._all_near:
@@ -232,17 +239,23 @@ class Worker:
 
     def finish_step(self) -> k.Fresh | None:
         """Wait for the end of the step that was begun; None: there is none."""
-        if self._pending is None:
+        if not self.stepping:
             return None
-        pending, self._pending = self._pending, None
-        fresh = self._wait(pending)
-        self._node.progress.end()
-        assert isinstance(fresh, k.Fresh)
-        if self._ahead is not None:
-            (dataset, lease), self._ahead = self._ahead, None
-            answer = self._ask(s.Take(dataset, lease.epoch))
-            assert answer == k.Leased(lease), "the lease that came with word of the commit is the next one"
-        return fresh
+        with self._ending:  # gradients may come from several of autograd's threads: all of them wait
+            pending = self._pending
+            try:
+                fresh = self._wait(pending) if pending is not None else None
+            finally:
+                self._pending = None
+            if fresh is None:
+                return None
+            self._node.progress.end()
+            assert isinstance(fresh, k.Fresh)
+            if self._ahead is not None:
+                (dataset, lease), self._ahead = self._ahead, None
+                answer = self._ask(s.Take(dataset, lease.epoch))
+                assert answer == k.Leased(lease), "the lease that came with word of the commit is the next one"
+            return fresh
 
     def next_data_epoch(self) -> int:
         """The number of this worker's next pass over the training set, from 0."""

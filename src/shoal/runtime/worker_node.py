@@ -6,7 +6,7 @@ from. Where servers share memory with the worker, words are enough (shared.py).
 
 from __future__ import annotations
 
-import asyncio
+import os
 import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -56,7 +56,8 @@ class WorkerNode(Node):
     def near(self) -> tuple[int, ...]:
         """The servers that this worker shares memory with (StartupError for one that it cannot, but must)."""
         indices = range(len(self.session.servers))
-        near = tuple(index for index in indices if self.peers[server_name(index)].connection.shares_memory)
+        peers = {index: self.peers.get(server_name(index)) for index in indices}  # None: it is being dialled again
+        near = tuple(index for index, peer in peers.items() if peer is not None and peer.connection.shares_memory)
         far = [f"{server_name(index)} ({self.session.servers[index]})" for index in indices if index not in near]
         if far and self.job.transport == "shm":
             raise errors.StartupError(
@@ -111,7 +112,7 @@ class WorkerNode(Node):
     def perform(self, effect: k.Effect) -> None:
         match effect:
             case k.Dial(servers):
-                asyncio.get_running_loop().create_task(self._dial(servers))
+                self._start(self._dial(servers))
             case k.Seeding(seed=True) if self.answer is not None and self.session.parked == "start":
                 self.seed()  # whoever was to seed is gone: the thread already waits for parameters
             case k.Failed(kind, text):
@@ -119,11 +120,14 @@ class WorkerNode(Node):
             case k.Fresh() | k.Leased() | k.Seeding() | k.Snapshotted() | k.Departed():
                 if isinstance(effect, k.Fresh):
                     self.gradients.clear()
+                    self.initial = ()  # the job has its first parameters: nobody will be asked for them again
                 self._resolve(effect)
             case _:
                 raise TypeError(f"a worker's driver cannot perform {effect!r}")
 
     def fail(self, error: ShoalError) -> None:
+        if self.failure is not None:
+            return  # the first one says why, what follows from it does not
         self.failure = error
         self._let_rest()
         if self.shared is not None:
@@ -186,6 +190,8 @@ class WorkerNode(Node):
             case m.Attached(shard=shard):
                 descriptor = self.peers[source].connection.take_file()
                 if descriptor is None or self.shared is None:
+                    if descriptor is not None:
+                        os.close(descriptor)
                     raise ProtocolError(f"{source} agreed to share memory and sent none along")
                 self.shared.attach(shard, descriptor)
         self.event(k.Received(source, message))

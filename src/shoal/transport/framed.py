@@ -72,6 +72,8 @@ class FramedConnection(ABC):
         assert not self._queue, "only a connection on which nothing waits may take part in another's queue"
         self._queue = queue
         queue.users += 1
+        if not self._paused:
+            self._resume()
 
     def discard(self) -> None:
         self._decoder.discard()

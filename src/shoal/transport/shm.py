@@ -34,7 +34,7 @@ BACKLOG = 1024
 FILES_MAX = 4  # descriptors that came and were not taken yet
 PIECES_MAX = 256  # buffers given to one sendmsg; the system takes 1024
 READS_MAX = 16  # in a row, before others of the event loop have their turn
-LINGER_S = 2.0  # a closed connection whose peer neither takes bytes nor closes is cut after this
+HANDOVER_BYTES = 256 << 10  # given to the socket's queue at a time; what waits beyond can be overtaken
 _CREDENTIALS = struct.Struct("3i")  # of SO_PEERCRED: process, user, group
 _ANCILLARY_BYTES = socket.CMSG_SPACE(FILES_MAX * struct.calcsize("i"))
 
@@ -138,6 +138,7 @@ class _ShmConnection(FramedConnection):
         super().__init__(address, accept, limits, wrap)
         self._socket = opened
         self._out: deque[tuple[memoryview, list[int]]] = deque()  # and the descriptors that leave with it
+        self._out_bytes = 0
         self._writing = False  # the loop says when the socket takes more
         self._finishing = False
         self._files: deque[int] = deque()
@@ -156,7 +157,9 @@ class _ShmConnection(FramedConnection):
             if self._socket.fileno() < 0:
                 return
             try:
-                count, ancillary, _, _ = self._socket.recvmsg_into([self._decoder.writable()], _ANCILLARY_BYTES)
+                count, ancillary, _, _ = self._socket.recvmsg_into(
+                    [self._decoder.writable()], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+                )
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
@@ -194,6 +197,7 @@ class _ShmConnection(FramedConnection):
                 self._loop.call_soon(self._shut, f"{self.address} broke off ({error.strerror or error})")
                 return
             _close(files)
+            self._out_bytes -= sent
             while sent:
                 first, _ = self._out.popleft()
                 if len(first) > sent:
@@ -205,6 +209,8 @@ class _ShmConnection(FramedConnection):
                 self._loop.add_writer(self._socket.fileno(), self._writable)
             else:
                 self._loop.remove_writer(self._socket.fileno())
+        if self._paused and self._out_bytes <= HANDOVER_BYTES:
+            self._resume()
         if self._finishing and not self._out:
             self._half_close()
 
@@ -213,16 +219,22 @@ class _ShmConnection(FramedConnection):
     def _write(self, frame: bytes, payload: Sequence[Buffer], files: Sequence[int]) -> None:
         if self._socket.fileno() < 0:
             return
-        self._out.append((memoryview(frame), [os.dup(number) for number in files]))
-        self._out.extend((memoryview(piece).cast("B"), []) for piece in payload if memoryview(piece).nbytes)
+        pieces = [memoryview(piece).cast("B") for piece in (frame, *payload) if memoryview(piece).nbytes]
+        self._out.append((pieces[0], [os.dup(number) for number in files]))
+        self._out.extend((piece, []) for piece in pieces[1:])
+        self._out_bytes += sum(len(piece) for piece in pieces)
         if not self._writing:
             self._writable()
+        if self._out_bytes > HANDOVER_BYTES:
+            self._pause()
+
+    def _unsent_bytes(self) -> int:
+        return self._out_bytes
 
     def _finish(self) -> None:
         if self._socket.fileno() < 0:
             return
         self._finishing = True
-        self._loop.call_later(LINGER_S, self._shut, "")
         if not self._out:
             self._half_close()
 
@@ -247,6 +259,7 @@ class _ShmConnection(FramedConnection):
         self._socket.close()
         while self._out:
             _close(self._out.popleft()[1])
+        self._out_bytes = 0
         _close(list(self._files))
         self._files.clear()
         self._break(reason)

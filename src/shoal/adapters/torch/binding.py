@@ -43,6 +43,7 @@ class Binding:
             Landing(item.parameter, worker.parameter_memory(index)) for index, item in enumerate(members)
         ]
         self._worker = worker
+        self._early: set[int] = set()  # members that arrived before the rest of their version
         self._spoiled = False  # parameters that lie in the servers' memory hide it behind what was written here
         self._version: int | None = None
         self._written: list[int] = []
@@ -63,10 +64,10 @@ class Binding:
 
     def arrive(self, members: Iterable[int]) -> None:
         """Bring what landed for these members into their parameters, before the rest of their version is there."""
-        with torch.no_grad():
-            for index in members:
-                self.landings[index].arrive()
-        self._wait_for_devices()
+        new = [index for index in members if index not in self._early]
+        if new:
+            self._bring(new)
+            self._early.update(new)
 
     def refresh(self, version: int) -> None:
         """Bring what landed into the parameters, unless they hold this version already."""
@@ -76,12 +77,13 @@ class Binding:
         if self._spoiled:
             self._worker.renew_parameters()
             self._spoiled = False
-        with torch.no_grad():
-            for landing in self.landings:
-                landing.arrive()
-        self._wait_for_devices()
+        self._bring(index for index in range(len(self.landings)) if index not in self._early)
+        self._early.clear()
         self._written = [item.parameter._version for item in self.members]
 
-    def _wait_for_devices(self) -> None:
+    def _bring(self, members: Iterable[int]) -> None:
+        with torch.no_grad():
+            for index in members:
+                self.landings[index].arrive()
         for device in {item.parameter.device for item in self.members if item.parameter.device.type == "cuda"}:
             torch.cuda.current_stream(device).synchronize()  # the next parameters land in the same host memory

@@ -47,8 +47,12 @@ class Overlap:
 
     def _before(self, own: Sequence[int]) -> Any:
         def hook(*_: object) -> None:
-            if self._under_way:
-                self._worker.await_tensors(own)
+            if not self._under_way:
+                return
+            self._worker.await_tensors(own)
+            if self._worker.stepping:
                 self._binding.arrive(own)
+            else:
+                self.wait()
 
         return hook

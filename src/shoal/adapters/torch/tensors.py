@@ -79,7 +79,7 @@ class Landing:
 
     def arrive(self) -> None:
         """Bring what landed into the parameter (asynchronously on CUDA), and tell autograd it changed."""
-        if self.moves and self._address == self._host.data_ptr():
+        if self.moves and self.initial is not self.bytes:
             self._move()
         if self._direct:
             torch.autograd.graph.increment_version(self._parameter)
@@ -91,7 +91,7 @@ class Landing:
         """From here on the parameter is the servers' memory. What is written into it here stays here."""
         self._parameter.data = torch.from_numpy(self.bytes).view(self._parameter.dtype).view(self._parameter.shape)
         self._address = self._parameter.data_ptr()
-        self.initial = self.bytes
+        self._host, self.initial = self._parameter.detach(), self.bytes  # its first memory is not needed any more
 
 
 class Reading:
