@@ -26,7 +26,7 @@ from shoal.adapters.torch.tensors import CudaReading, Reading, extremes
 from shoal.errors import ConfigurationError
 from shoal.runtime.worker import Worker
 
-LARGE_BYTES = 64 << 20  # of all gradients: what was copied first is out of the caches when servers read it
+LARGE_BYTES = 16 << 20  # of all gradients: what was copied first is out of the caches when servers read it
 HELD_BACK = 0  # a plan: never leaves before step()
 
 
