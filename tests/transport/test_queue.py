@@ -23,7 +23,7 @@ BULK = bytes(4_000_000)
 HANDED = 3  # frames of this size that a transport may have taken before anything can overtake
 
 
-@pytest.fixture(params=[name for name in NETWORKS if name != "shm"])  # hands all to its socket's own queue
+@pytest.fixture(params=NETWORKS)
 def network(request: pytest.FixtureRequest) -> Network:
     return NETWORKS[request.param]
 
