@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from numba.core.dispatcher import Dispatcher
 
+from shoal.codec.codec import codec_for
 from shoal.core import machine as k
 from shoal.core.store import Store
 from shoal.errors import ConfigurationError, ProtocolError, SnapshotError
 from shoal.optim import LAMB, SGD, AdamW, Rule, phases
+from shoal.optim.passes import Passes
 from shoal.placement import cut, owned
 from shoal.storage import snapshot
 from shoal.vocabulary import Contributor, PolicySpec, TableSpec, TensorSpec, Weighted
@@ -74,12 +78,20 @@ class Cluster:
             store.run(k.Seed(0, contributor))
             store.free([contributor])
 
-    def step(self, contributions: Sequence[Tensors], rates: tuple[float, ...], weights=WEIGHTS) -> None:
+    def step(
+        self,
+        contributions: Sequence[Tensors],
+        rates: tuple[float, ...],
+        weights=WEIGHTS,
+        foresee: Callable[[Store, tuple[Weighted, ...]], None] | None = None,
+    ) -> None:
         self.seq += 1
         identities = [Contributor(worker, 1, self.seq, 0) for worker in range(len(contributions))]
         for identity, tensors in zip(identities, contributions, strict=True):
             self.push(identity, tensors)
         weighted = tuple(Weighted(c, w) for c, w in zip(identities, weights, strict=True))
+        for store in self.stores if foresee is not None else ():
+            foresee(store, weighted)
         factors: tuple[tuple[str, tuple[float, ...]], ...] = ()
         for phase in phases.phases(self.spec):
             found = [store.run(k.Measure(self.seq, phase, weighted, rates, factors)) for store in self.stores]
@@ -155,6 +167,79 @@ def test_servers_and_threads_do_not_change_a_bit(rule: Rule) -> None:
     for shards, threads in ((2, 1), (3, 1), (1, 3), (2, 2)):
         assert same_bits(alone, run([rule], 3, clip_norm=1.0, shards=shards, threads=threads).parameters())
     assert not same_bits(alone, run([rule], 3, clip_norm=1.001).parameters()), "the comparison can tell"
+
+
+FORESEEN: dict[str, tuple[int, ...]] = {  # how many of the five contributors were combined before the commit came
+    "some": (3,),
+    "more and more": (2, 4),
+    "all": (5,),
+    "with another weight": (-3,),
+    "of a contribution that was begun anew": (0,),
+}
+
+
+@pytest.mark.parametrize("foreseen", FORESEEN)
+@pytest.mark.parametrize(("rule", "dtype"), [(AdamW(lr=0.01), "float32"), (LAMB(lr=0.01), "bfloat16")])
+def test_combining_early_does_not_change_a_bit(rule: Rule, dtype: str, foreseen: str) -> None:
+    shares = (0.3, 0.1, 0.2, 0.25, 0.15)
+
+    def trained(foresee: Callable[[Store, tuple[Weighted, ...]], None]) -> list[torch.Tensor]:
+        cluster = Cluster(table([rule], dtype=dtype, clip_norm=1.0), shards=2, threads=2)
+        cluster.seed(randoms(1, dtype))
+        for step in range(3):
+            tensors: list[Tensors] = [randoms(10 * step + worker, dtype) for worker in range(5)]
+            tensors[1] = [None, *tensors[1][1:]]  # no gradient reaches its first tensor
+            cluster.step(tensors, (rule.lr,), shares, foresee)
+        return cluster.parameters()
+
+    def early(store: Store, contributors: tuple[Weighted, ...]) -> None:
+        for count in FORESEEN[foreseen]:
+            found = contributors[: abs(count)]
+            if count < 0:
+                found = (*found[:1], msgspec.structs.replace(found[1], weight=0.5), *found[2:])
+            if count == 0:
+                anew = msgspec.structs.replace(contributors[1].contributor, attempt=1)
+                found = (contributors[0], Weighted(anew, contributors[1].weight))
+            store.run(k.Combine(found))
+
+    assert same_bits(trained(lambda store, contributors: None), trained(early))
+
+
+def test_a_combination_that_has_to_hurry_is_used_as_far_as_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+    original = Passes.update
+
+    def update(self: Passes, *arguments: Any) -> None:
+        used.append(len(arguments[3]))
+        original(self, *arguments)
+
+    monkeypatch.setattr(Passes, "update", update)
+
+    def trained(blocks: int) -> list[torch.Tensor]:
+        cluster = Cluster(table([AdamW(lr=0.01)]))
+        cluster.seed(randoms(1))
+        used.clear()  # of the kernels' warming
+
+        def foresee(store: Store, contributors: tuple[Weighted, ...]) -> None:
+            codec, calls = codec_for("float32"), iter(range(2 * blocks - 1))
+            add = codec.add
+
+            def counted(*arguments: Any) -> None:
+                store.hurry(next(calls, None) is None)
+                add(*arguments)
+
+            monkeypatch.setitem(codec.__dict__, "add", counted)
+            store.hurry(False)
+            store.run(k.Combine(contributors[:3]))
+            monkeypatch.setitem(codec.__dict__, "add", add)
+
+        cluster.step([randoms(worker) for worker in range(4)], (0.01,), (0.25,) * 4, foresee if blocks else None)
+        return cluster.parameters()
+
+    whole = trained(0)
+    assert set(used) == {4}
+    assert same_bits(whole, trained(2))
+    assert used.count(1) == 2 and used.count(4) == len(used) - 2 > 0  # a sum and the last one; all four anew
 
 
 @pytest.mark.parametrize(

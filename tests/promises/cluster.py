@@ -106,11 +106,14 @@ class Observer:
 
     inner: Wrap = unwrapped
     commits: dict[int, m.Commit] = field(default_factory=dict)
+    foreseen: list[m.Foresee] = field(default_factory=list)
 
     def __call__(self, connection: Connection) -> Connection:
         return Observed(self.inner(connection), self)
 
     def note(self, message: m.Message) -> None:
+        if isinstance(message, m.Foresee):
+            self.foreseen.append(message)
         if isinstance(message, m.Commit):
             assert self.commits.setdefault(message.seq, message) == message, "an entry of the log changed"
 
@@ -170,6 +173,7 @@ class Setting:
     scheme: str = "inproc"
     faults: Faults | None = None
     seed: int = 0
+    late_s: float = 0.0  # by which the last worker is behind the others in each clock
 
     def wrap(self) -> Wrap:
         return faulty(self.faults, self.seed) if self.faults is not None else unwrapped
@@ -217,8 +221,9 @@ def begin(worker: Worker, spec: TableSpec, initial: Arrays | None = None) -> Arr
     return values
 
 
-def step(worker: Worker, spec: TableSpec, chance: Random | None = None) -> None:
+def step(worker: Worker, spec: TableSpec, chance: Random | None = None, late_s: float = 0.0) -> None:
     """One clock: gradients, weight and learning rates are functions of (worker, clock) alone."""
+    time.sleep(late_s)
     clock, rank = worker.clock, worker.rank
     gradients = flat(arrays(spec, rank, clock))
     order = list(range(len(gradients)))
@@ -228,7 +233,7 @@ def step(worker: Worker, spec: TableSpec, chance: Random | None = None) -> None:
     for tensor in order:
         worker.push(tensor, gradients[tensor])
     rates = [0.05 / (1 + group + clock) for group in range(len(spec.groups))]
-    worker.step(rates, samples=1 + (rank + clock) % 3)
+    worker.step(rates, samples=1 + (rank + clock // 4) % 3)
 
 
 def together(*work: Callable[[], T], timeout: float = 60.0) -> list[T]:
@@ -264,7 +269,7 @@ def train(spec: TableSpec, workers: int, clocks: int, setting: Setting, observer
             with joined(embedded, rank, setting) as worker:
                 values = begin(worker, spec)
                 while worker.clock <= clocks:
-                    step(worker, spec, chance)
+                    step(worker, spec, chance, setting.late_s * (rank == workers - 1))
                 return to_bytes(values)
 
         results = together(*(lambda rank=rank: work(rank) for rank in range(workers)))

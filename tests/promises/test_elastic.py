@@ -112,7 +112,7 @@ def test_samples_of_a_worker_that_left_go_to_the_others(policy: str) -> None:
 
 
 def test_a_worker_that_was_stopped_for_too_long_is_fenced_and_the_others_go_on(tmp_path: Path) -> None:
-    limits = replace(QUICK, lease_ms=1500, heartbeat_ms=100)
+    limits = replace(QUICK, lease_ms=1500, heartbeat_ms=100, empty_ms=20_000)  # the job must be there to be asked
     observer, meeting = Observer(), tmp_path / "meeting"
     with (
         running(2, Setting(servers=2, scheme="tcp"), limits, observer) as embedded,

@@ -10,7 +10,7 @@ from shoal.core.shared import lay_out_shared
 from shoal.optim import LAMB, SGD, AdamW, Rule
 from shoal.placement import owned
 
-from .cluster import BAD_NETWORK, SLOW_NETWORK, Setting, table, train
+from .cluster import BAD_NETWORK, SLOW_NETWORK, Observer, Setting, table, train
 
 WORKERS, CLOCKS = 3, 8
 
@@ -18,6 +18,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "sgd": (SGD(lr=0.1, momentum=0.9, nesterov=True, clip_norm=1.0), SGD(lr=0.1, momentum=0.5, clip_norm=1.0)),
     "adamw": (AdamW(lr=0.1, weight_decay=0.1, clip_norm=2.0), AdamW(lr=0.1, weight_decay=0.0, clip_norm=2.0)),
     "lamb": (LAMB(lr=0.1, weight_decay=0.1, clip_norm=1.0),),
+}
+
+LATE = {  # the others' contributions are combined while the last one is awaited
+    "2 servers, tcp, the last worker late": Setting(servers=2, scheme="tcp", late_s=0.04),
+    "1 server, shared memory, the last worker late": Setting(scheme="shm", late_s=0.04),
 }
 
 PLACES = {
@@ -30,6 +35,7 @@ PLACES = {
     "3 servers, shared memory": Setting(servers=3, scheme="shm"),
     "2 servers, shared memory, bad network": Setting(servers=2, scheme="shm", faults=BAD_NETWORK, seed=5),
     "3 servers, bad network": Setting(servers=3, faults=BAD_NETWORK, seed=4),
+    **LATE,
 }
 
 
@@ -43,6 +49,17 @@ def reference(rule: str, paged: bool = False) -> bytes:
 def test_place_and_network_do_not_show_in_the_parameters(rule: str, place: str) -> None:
     paged = PLACES[place].scheme == "shm"
     assert train(table(RULES[rule], paged=paged), WORKERS, CLOCKS, PLACES[place]) == reference(rule, paged)
+
+
+@pytest.mark.parametrize("place", LATE)
+def test_what_is_there_is_combined_while_the_last_worker_is_awaited(place: str) -> None:
+    observer = Observer()
+    train(table(RULES["sgd"], paged=True), WORKERS, CLOCKS, LATE[place], observer)
+    found = {(hint.contributors[0].contributor.clock, len(hint.contributors)) for hint in observer.foreseen}
+    assert {length for _, length in found} == {WORKERS - 1}
+    committed = {commit.contributors[: WORKERS - 1] for commit in observer.updates}
+    right = sum(hint.contributors in committed for hint in observer.foreseen)
+    assert right >= LATE[place].servers, f"weights were guessed right {right} times in {len(observer.foreseen)}"
 
 
 def test_every_server_of_these_jobs_holds_several_blocks() -> None:

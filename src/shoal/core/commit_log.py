@@ -49,13 +49,7 @@ class CommitLog:
 
     def update(self, readies: Sequence[m.Ready], reduction: str, samples: tuple[tuple[int, int, int], ...]) -> m.Commit:
         """The next entry: these contributions, combined, each by its share of the samples."""
-        usable = [ready for ready in readies if not ready.void and ready.samples > 0]
-        total = sum(ready.samples for ready in usable)
-        shares = [1.0 if reduction == "sum" else ready.samples / total for ready in usable]
-        weights = tuple(
-            Weighted(ready.contributor, share * ready.multiplier, ready.whole)
-            for ready, share in zip(usable, shares, strict=True)
-        )
+        weights = weighed(readies, reduction, sum(ready.samples for ready in readies if usable(ready)))
         # The oldest member's schedule counts: a restarted worker's own may have begun anew.
         eldest = min(readies, key=lambda ready: ready.contributor.incarnation)
         closes = tuple((r.contributor.worker, r.contributor.incarnation, r.contributor.clock) for r in readies)
@@ -125,3 +119,18 @@ class CommitLog:
     def _due_fences(self) -> tuple[tuple[int, int], ...]:
         fences, self.fences = tuple(self.fences), []
         return fences
+
+
+def usable(ready: m.Ready) -> bool:
+    """Whether a contribution has a gradient that counts."""
+    return not ready.void and ready.samples > 0
+
+
+def weighed(readies: Sequence[m.Ready], reduction: str, total: int) -> tuple[Weighted, ...]:
+    """Those that are usable, each with its weight. total: samples of all contributions of the entry that are."""
+    found = [ready for ready in readies if usable(ready)]
+    shares = [1.0 if reduction == "sum" else ready.samples / total for ready in found]
+    return tuple(
+        Weighted(ready.contributor, share * ready.multiplier, ready.whole)
+        for ready, share in zip(found, shares, strict=True)
+    )

@@ -15,6 +15,7 @@ from shoal.config import Job
 from shoal.core import machine as k
 from shoal.core.commit_log import CommitLog
 from shoal.core.dispatch import Dispatch
+from shoal.core.foresight import Foresight
 from shoal.core.formation import Formation
 from shoal.core.membership import COMPUTING, DECLARED, IDLE, JOINED, PARKED, READY, Member, Membership
 from shoal.core.release import Releases
@@ -39,6 +40,7 @@ class Coordinator:
     phase: str = FORMING
     clock: int = 0  # the open clock of a lockstep policy
     dispatch: Dispatch = field(default_factory=Dispatch)
+    foresight: Foresight = field(default_factory=Foresight)
     membership: Membership = field(init=False)
     formation: Formation = field(init=False)
     log: CommitLog = field(init=False)
@@ -390,7 +392,14 @@ class Coordinator:
             effects += self._remove(member, f"worker {member.worker} is declared dead: {reason}", now)
         if self.phase == FORMING:
             effects += self.formation.create_again(now)
-        return effects + self.log.resend(now, limits.resend_ms)
+        return effects + self._foresee() + self.log.resend(now, limits.resend_ms)
+
+    def _foresee(self) -> list[k.Effect]:
+        """Someone has been awaited for a tick: what the others brought can be combined meanwhile."""
+        if self.phase != RUNNING or self.spec is None or self.policy is None or not self.policy.lockstep:
+            return []
+        busy = [member for member in self.membership.ordered() if member.busy]
+        return self.foresight.tell(busy, self.spec.reduction, self.epoch, self.job.servers)
 
     def _stop(self, reason: str) -> list[k.Effect]:
         """End the job for everyone."""

@@ -96,6 +96,16 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class Combine:
+    """Add up these contributions, in order, as an Apply or Measure that begins with them would; ends early on Hurry.
+
+    What it finds may be used or not: the bits are the same.
+    """
+
+    contributors: tuple[Weighted, ...]
+
+
+@dataclass(frozen=True)
 class Apply:
     """Combine the contributors in order, scale, and apply the rule: one pass over each block."""
 
@@ -113,7 +123,7 @@ class Save:
     path: str
 
 
-Task = CreateTable | Seed | Measure | Apply | Save
+Task = CreateTable | Seed | Combine | Measure | Apply | Save
 
 # --- effects ----------------------------------------------------------------------------------
 
@@ -145,6 +155,11 @@ class Run:
     """Run a task on the store and come back with Done. At most one runs at a time."""
 
     task: Task
+
+
+@dataclass(frozen=True)
+class Hurry:
+    """Something waits for the Combine that runs: let it end where it is."""
 
 
 @dataclass(frozen=True)
@@ -241,6 +256,7 @@ Effect = (
     Send
     | Publish
     | Run
+    | Hurry
     | Free
     | Manifest
     | Begun

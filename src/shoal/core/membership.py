@@ -48,6 +48,7 @@ class Member:
     started_at: int = 0  # when it began to compute
     speed: float = 0.0  # samples per second, smoothed
     samples: int = 0  # committed
+    contributed: int = 0  # samples of its last contribution
     received: int = 0
     sent: int = 0
     figures: dict[str, float] = field(default_factory=dict)
@@ -62,6 +63,7 @@ class Member:
         speed = 1000 * ready.samples / max(1, now - self.started_at)
         self.speed = speed if self.speed == 0 else (self.speed + speed) / 2
         self.own_data = not ready.leases
+        self.contributed = ready.samples
 
 
 @dataclass

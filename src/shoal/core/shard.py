@@ -132,6 +132,8 @@ class Shard:
         match message:
             case m.Stage():
                 return self._stage(message)
+            case m.Foresee():
+                return self._foresee(message)
             case m.Commit():
                 return self._commit(message)
             case m.Factors():
@@ -189,7 +191,13 @@ class Shard:
         if self.progress is not None and self.progress.commit.seq == commit.seq:
             return [k.Send(COORDINATOR, self.progress.norms)] if self.progress.norms is not None else []
         self.pending[commit.seq] = commit
-        return self._advance()
+        return [k.Hurry()] if isinstance(self.running, k.Combine) else self._advance()
+
+    def _foresee(self, foresee: m.Foresee) -> list[k.Effect]:
+        """Use the time until the next commit, if there is nothing else to do."""
+        busy = self.progress is not None or self.running is not None or bool(self.pending) or self.spec is None
+        old = foresee.epoch < self.epoch or any(self.settled(item.contributor) for item in foresee.contributors)
+        return [] if busy or old else self._run(k.Combine(foresee.contributors))
 
     def _factors(self, factors: m.Factors) -> list[k.Effect]:
         progress = self.progress
@@ -269,11 +277,13 @@ class Shard:
 
     def _done(self, done: k.Done) -> list[k.Effect]:
         self.running = None
-        if done.error and not isinstance(done.task, k.Save):
+        if done.error and not isinstance(done.task, k.Save | k.Combine):
             return [k.Halt(f"server {self.index} failed at version {self.version}: {done.error}")]
         match done.task:
             case k.CreateTable():
                 return [k.Send(COORDINATOR, m.Created(self.index, self.version))]
+            case k.Combine():
+                return self._advance()
             case k.Measure(seq=seq, phase=phase):
                 assert self.progress is not None and not isinstance(done.result, str)
                 self.progress.norms = m.Norms(self.index, seq, phase, done.result)

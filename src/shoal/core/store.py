@@ -28,9 +28,10 @@ import numpy.typing as npt
 
 from shoal.arena import reader
 from shoal.core import machine as k
+from shoal.core.combined import Combined
 from shoal.core.shared import lay_out_shared
 from shoal.core.table import Blocks, Table
-from shoal.core.update import MEASURES, Update, apply_block, apply_run
+from shoal.core.update import MEASURES, Update, apply_block, apply_run, of_block, weighted
 from shoal.errors import ProtocolError
 from shoal.kernel import Floats, read_only
 from shoal.vocabulary import Contributor, TableSpec, Weighted
@@ -75,6 +76,8 @@ class Store:
         self._table: Table | None = None
         self._staging: dict[Contributor, Staging] = {}
         self._published: Published | None = None
+        self._combined: Combined | None = None
+        self._hurried = False
 
     # --- tasks: called in any one thread at a time ------------------------------------------------
 
@@ -90,11 +93,13 @@ class Store:
             case k.Seed(contributor=contributor):
                 with self.table.moving():
                     self._seed(contributor)
+            case k.Combine(contributors):
+                self._combine(contributors)
             case k.Measure(phase=phase):
-                return self._measure(Update.of(self.table, task, self._staged), phase)
+                return self._measure(Update.of(self.table, task, self._staged, self._combined), phase)
             case k.Apply():
                 with self.table.moving():
-                    self._apply(Update.of(self.table, task, self._staged))
+                    self._apply(Update.of(self.table, task, self._staged, self._combined))
             case k.Save(seq, path):
                 return self.save(path, self.table.shard, self.table.shards, seq)
             case _:
@@ -114,6 +119,10 @@ class Store:
         self.table.publish()
         self.table.generation += 1
         return version
+
+    def hurry(self, hurried: bool = True) -> None:
+        """Let the Combine that runs end after the block it works on. False: one is about to begin."""
+        self._hurried = hurried
 
     def close(self) -> None:
         """Ends the store's threads."""
@@ -254,6 +263,20 @@ class Store:
         measure = MEASURES[phase]
         found = self._each_block(lambda position, scratch: measure(update, position, scratch))
         return tuple((index, values) for index, values in zip(self.table.position, found, strict=True) if values)
+
+    def _combine(self, contributors: tuple[Weighted, ...]) -> None:
+        table = self.table
+        combined, self._combined = self._combined or Combined.of(table), None  # forgotten if anything goes wrong
+        combined.expect(contributors)
+        contributions = weighted(contributors, self._staged)
+
+        def work(position: int, _: Floats) -> None:
+            if not self._hurried:
+                further = contributions[combined.taken[position] :]
+                combined.add(table, position, of_block(further, position, table.blocks[position].index))
+
+        self._each_block(work)
+        self._combined = combined
 
     def _apply(self, update: Update) -> None:
         if update.by_runs:

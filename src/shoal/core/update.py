@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from shoal.core import machine as k
+from shoal.core.combined import Combined
 from shoal.core.table import Blocks, Run, Table
-from shoal.kernel import Floats
+from shoal.kernel import Encoded, Floats
 from shoal.optim import phases
 from shoal.optim.passes import Contributions, Passes, fused
 from shoal.optim.rule import Constants
@@ -36,29 +37,50 @@ class Update:
     rates: tuple[float, ...]  # by parameter group
     ratios: tuple[float, ...]  # by tensor; empty without the trust phase
     factor: np.float32  # clips the combined gradient; 1 without the gradient phase
-    contributions: tuple[tuple[Staged, np.float32], ...]  # in the order in which they combine
+    contributions: tuple[tuple[Staged | None, np.float32], ...]  # in the order in which they combine; None: not here
+    combined: Combined | None = None  # the first of them, for some blocks
+    agreed: int = 0  # how many contributions the sums may take in
     known: dict[tuple[int, float, int], Constants] = field(default_factory=dict)  # most blocks share them
 
     @classmethod
-    def of(cls, table: Table, task: k.Measure | k.Apply, staged: Callable[[Weighted], Staged | None]) -> Update:
+    def of(
+        cls,
+        table: Table,
+        task: k.Measure | k.Apply,
+        staged: Callable[[Weighted], Staged | None],
+        combined: Combined | None = None,
+    ) -> Update:
         factors = dict(task.factors)
         (factor,) = factors.get(phases.GRADIENT, (1.0,))
-        found = [(staged(item), np.float32(item.weight)) for item in task.contributors]
-        # One whose blocks are all elsewhere has nothing here.
-        contributions = tuple((part, weight) for part, weight in found if part is not None)
-        return cls(table, task.rates, factors.get(phases.TRUST, ()), np.float32(factor), contributions)
+        agreed = 0 if combined is None else combined.agreed(task.contributors)
+        contributions = weighted(task.contributors, staged)
+        ratios = factors.get(phases.TRUST, ())
+        return cls(table, task.rates, ratios, np.float32(factor), contributions, combined if agreed else None, agreed)
 
     @property
     def by_runs(self) -> bool:
         """Whether all contributed to all blocks, which are at the same step: then runs can be updated at once."""
         table, steps = self.table, self.table.dense.steps
-        everywhere = all(len(staged.delivered) == len(table.blocks) for staged, _ in self.contributions)
-        return bool(table.runs and self.contributions and everywhere and not self.ratios and (steps == steps[0]).all())
+        here = self.staged
+        everywhere = all(len(staged.delivered) == len(table.blocks) for staged, _ in here)
+        plain = self.combined is None and not self.ratios
+        return bool(table.runs and here and everywhere and plain and (steps == steps[0]).all())
 
-    def contributed(self, position: int) -> Contributions:
-        """What the contributors sent for the block, with their weights; who sent none counts as zero."""
+    @property
+    def staged(self) -> list[tuple[Staged, np.float32]]:
+        """The contributions that have anything here."""
+        return [(staged, weight) for staged, weight in self.contributions if staged is not None]
+
+    def contributed(self, position: int) -> tuple[Floats | None, Contributions]:
+        """What the contributors sent for the block, with their weights; who sent none counts as zero. What was
+        combined already comes first, as its sum."""
         index = self.table.blocks[position].index
-        return [(staged.blocks[position], weight) for staged, weight in self.contributions if index in staged.delivered]
+        if self.combined is not None and self.combined.filled[position]:
+            taken = self.combined.taken[position]
+            rest = of_block(self.contributions[taken:], position, index) if taken <= self.agreed else []
+            if rest:
+                return self.combined.sums[position], rest
+        return None, of_block(self.contributions, position, index)
 
     def passes(self, position: int) -> Passes:
         """The loops of the block's rule and wire format."""
@@ -75,9 +97,27 @@ class Update:
         return found
 
 
+def weighted(
+    contributors: Sequence[Weighted], staged: Callable[[Weighted], Staged | None]
+) -> tuple[tuple[Staged | None, np.float32], ...]:
+    """Where each contribution lies, and its weight; None: all its blocks are elsewhere."""
+    return tuple((staged(item), np.float32(item.weight)) for item in contributors)
+
+
+def of_block(
+    contributions: Sequence[tuple[Staged | None, np.float32]], position: int, index: int
+) -> list[tuple[Encoded, np.float32]]:
+    """What was sent for one block (its position here, its index in the table)."""
+    return [
+        (staged.blocks[position], weight)
+        for staged, weight in contributions
+        if staged is not None and index in staged.delivered
+    ]
+
+
 def apply_block(update: Update, position: int, scratch: Floats) -> None:
     """Combine what was contributed to the block, and let its rule update it; without a gradient it keeps its state."""
-    contributions = update.contributed(position)
+    before, contributions = update.contributed(position)
     if not contributions:
         return
     dense = update.table.dense
@@ -89,6 +129,7 @@ def apply_block(update: Update, position: int, scratch: Floats) -> None:
         update.factor,
         scratch,
         update.table.published[position],
+        before,
     )
     dense.steps[position] += 1
 
@@ -99,7 +140,7 @@ def apply_run(update: Update, run: Run, scratch: Floats) -> None:
         run.parameters,
         run.states,
         update.constants(run.position),
-        [(floats_of(staged)[run.start : run.stop], weight) for staged, weight in update.contributions],
+        [(floats_of(staged)[run.start : run.stop], weight) for staged, weight in update.staged],
         update.factor,
         scratch,
     )
@@ -112,13 +153,13 @@ def floats_of(staged: Staged) -> Floats:
 
 def gradient_partial(update: Update, position: int, scratch: Floats) -> tuple[float, ...]:
     """(sum of g**2,), or nothing for a block without a gradient."""
-    contributions = update.contributed(position)
-    return (update.passes(position).squares(contributions, scratch),) if contributions else ()
+    before, contributions = update.contributed(position)
+    return (update.passes(position).squares(contributions, scratch, before),) if contributions else ()
 
 
 def trust_partial(update: Update, position: int, scratch: Floats) -> tuple[float, ...]:
     """(tensor, sum of p**2, sum of u**2), or nothing for a block without a gradient."""
-    contributions = update.contributed(position)
+    before, contributions = update.contributed(position)
     if not contributions:
         return ()
     dense = update.table.dense
@@ -129,6 +170,7 @@ def trust_partial(update: Update, position: int, scratch: Floats) -> tuple[float
         contributions,
         update.factor,
         scratch,
+        before,
     )
     return (float(update.table.blocks[position].tensor), weights, updates)
 

@@ -48,6 +48,7 @@ class Passes:
     scratch: float32, a multiple of LANES elements, used from the third contribution on, when a block
     is worked on in pieces of that size whose sum stays in the core's cache. Its size changes no result.
     factor: multiplies the combined gradient; 1 leaves it alone.
+    before: the float32 sum of the contributions that come before these, already weighted; None: there are none.
     """
 
     formula: Formula
@@ -64,19 +65,20 @@ class Passes:
         factor: np.float32,
         scratch: Floats,
         published: Encoded | None = None,
+        before: Floats | None = None,
     ) -> None:
         """Update parameters and states in place; published takes the new parameters in wire format."""
-        loop = self._updates[_form(contributions)]
-        for piece, sources, weights in self._pieces(contributions, scratch):
+        loop = self._updates[_form(contributions, before)]
+        for piece, sources, weights in self._pieces(contributions, scratch, before):
             arrays = tuple(state[piece] for state in states)
             target = None if published is None else published[piece]
             loop(parameters[piece], arrays, constants, sources, weights, np.float32(factor), target)
 
-    def squares(self, contributions: Contributions, scratch: Floats) -> float:
+    def squares(self, contributions: Contributions, scratch: Floats, before: Floats | None = None) -> float:
         """The sum of squares of the combined gradient, in float64."""
         sums = np.zeros(LANES)
-        loop = self._squares[_form(contributions)]
-        for _, sources, weights in self._pieces(contributions, scratch):
+        loop = self._squares[_form(contributions, before)]
+        for _, sources, weights in self._pieces(contributions, scratch, before):
             loop(sums, sources, weights)
         return math.fsum(sums.tolist())
 
@@ -88,11 +90,12 @@ class Passes:
         contributions: Contributions,
         factor: np.float32,
         scratch: Floats,
+        before: Floats | None = None,
     ) -> tuple[float, float]:
         """(sum of p**2, sum of u**2) in float64 before the update, u the rule's direction; changes nothing."""
         of_parameters, of_updates = np.zeros(LANES), np.zeros(LANES)
-        loop = self._trusts[_form(contributions)]
-        for piece, sources, weights in self._pieces(contributions, scratch):
+        loop = self._trusts[_form(contributions, before)]
+        for piece, sources, weights in self._pieces(contributions, scratch, before):
             arrays = tuple(state[piece] for state in states)
             loop(of_parameters, of_updates, parameters[piece], arrays, constants, sources, weights, np.float32(factor))
         return math.fsum(of_parameters.tolist()), math.fsum(of_updates.tolist())
@@ -114,11 +117,16 @@ class Passes:
                 self.trust(parameters, states, constants, contributions, factor, scratch)
             self.update(parameters, states, constants, contributions, factor, scratch, target)
 
-    def _pieces(self, contributions: Contributions, scratch: Floats) -> Iterator[tuple[slice, Sources, Weights]]:
+    def _pieces(
+        self, contributions: Contributions, scratch: Floats, before: Floats | None
+    ) -> Iterator[tuple[slice, Sources, Weights]]:
         """Where each piece of the block lies, and the sources and weights that its form of loop takes."""
         arrays = tuple(read_only(encoded) for encoded, _ in contributions)
         weights = tuple(np.float32(weight) for _, weight in contributions)
-        if _form(contributions) < FORMS.index(loops.more):
+        if before is not None and len(arrays) == 1:
+            yield slice(None), (before, *arrays), weights
+            return
+        if _form(contributions, before) < FORMS.index(loops.more):
             yield slice(None), arrays, weights
             return
         elements = arrays[0].size
@@ -126,6 +134,9 @@ class Passes:
             piece = slice(start, min(start + scratch.size, elements))
             total = scratch[: piece.stop - start]
             combine = self.codec.first
+            if before is not None:
+                total[:] = before[piece]
+                combine = self.codec.add
             for array, weight in zip(arrays[:-1], weights[:-1], strict=True):
                 combine(total, array[piece], weight)
                 combine = self.codec.add
@@ -160,7 +171,7 @@ def _fused(formula: Formula, direction: Direction | None, states: int, codec: Fo
     return Passes(formula, direction, states, codec)
 
 
-def _form(contributions: Contributions) -> int:
+def _form(contributions: Contributions, before: Floats | None) -> int:
     """Which of FORMS combines so many."""
     assert contributions, "a block that nobody contributed to has no gradient, and is not passed over"
-    return min(len(contributions), len(FORMS)) - 1
+    return len(FORMS) - 1 if before is not None else min(len(contributions), len(FORMS)) - 1

@@ -98,6 +98,8 @@ class ServerNode(Node):
         match effect:
             case k.Run(task):
                 self._run(task)
+            case k.Hurry():
+                self._store.hurry()
             case k.Publish():
                 self._publish(effect)
             case k.Free():
@@ -112,7 +114,9 @@ class ServerNode(Node):
         loop = asyncio.get_running_loop()
         if isinstance(task, k.Seed | k.Apply):
             self._published = None  # its memory may be used again
-        if isinstance(task, k.Measure | k.Apply) and self._store.table.elements <= INLINE_ELEMENTS:
+        if isinstance(task, k.Combine):
+            self._store.hurry(False)
+        if isinstance(task, k.Combine | k.Measure | k.Apply) and self._store.table.elements <= INLINE_ELEMENTS:
             loop.call_soon(lambda: self.event(self._work(task)))
             return
         done = loop.run_in_executor(self._thread, self._work, task)

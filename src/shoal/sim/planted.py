@@ -21,7 +21,7 @@ from shoal.core.shard import Shard
 from shoal.ledger import Ledger
 from shoal.policy import Bounded, Go, Policy, Sync, View, Wait
 from shoal.sim.world import Machines
-from shoal.vocabulary import Dataset, Lease
+from shoal.vocabulary import Dataset, Lease, Weighted
 from shoal.wire import messages as m
 
 
@@ -105,6 +105,35 @@ class AcknowledgesUnstaged(Shard):
             else effect
             for effect in effects
         ]
+
+
+class TrustsForesight(Shard):
+    """Applies what was foreseen in place of what was committed."""
+
+    foreseen: tuple[Weighted, ...] = ()
+
+    def _foresee(self, foresee: m.Foresee) -> list[k.Effect]:
+        self.foreseen = foresee.contributors
+        return super()._foresee(foresee)
+
+    def _commit(self, commit: m.Commit) -> list[k.Effect]:
+        if commit.kind == "update" and self.foreseen:
+            commit, self.foreseen = msgspec.structs.replace(commit, contributors=self.foreseen), ()
+        return super()._commit(commit)
+
+
+class CombinesAhead(Shard):
+    """Takes what was foreseen of one clock for the sum of the next."""
+
+    def _run(self, task: k.Task) -> list[k.Effect]:
+        if isinstance(task, k.Combine):
+            task = k.Combine(tuple(_a_clock_later(item) for item in task.contributors))
+        return super()._run(task)
+
+
+def _a_clock_later(item: Weighted) -> Weighted:
+    who = item.contributor
+    return msgspec.structs.replace(item, contributor=msgspec.structs.replace(who, clock=who.clock + 1))
 
 
 class ServesForEver(Shard):
@@ -301,6 +330,8 @@ PLANTS = (
     Plant("a shard ignores epochs", "Fenced", Machines(shard=IgnoresEpochs)),
     Plant("a shard frees too early", "Memory", Machines(shard=FreesTooEarly)),
     Plant("a shard never frees", "Memory", Machines(shard=NeverFrees)),
+    Plant("a shard applies what was foreseen", "Atomic", Machines(shard=TrustsForesight)),
+    Plant("a shard uses the sum of another clock", "Ordered", Machines(shard=CombinesAhead)),
     Plant("a shard serves any version", "Ordered", Machines(shard=ServesAnyVersion)),
     Plant("a shard acknowledges what is not staged", "Atomic", Machines(shard=AcknowledgesUnstaged)),
     Plant("a contribution is committed before it is staged", "Atomic", Machines(session=ReadyTooSoon)),

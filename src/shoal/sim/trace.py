@@ -166,6 +166,7 @@ class Store:
     staged: dict[Contributor, dict[int, Mapping[int, Tag]]] = field(default_factory=dict)  # block -> where its tag lies
     lent: dict[tuple[int, int], Arena] = field(default_factory=dict)  # (worker, incarnation) -> its shared memory
     stamp: int = 0
+    early: dict[Weighted, dict[int, Tag]] = field(default_factory=dict)  # combined before its commit, in order
 
     def stage(self, contributor: Contributor, blocks: Iterable[int], tags: Mapping[int, Tag]) -> None:
         where = tags if isinstance(tags, Arena) else dict(tags)
@@ -193,6 +194,9 @@ class Store:
             case k.Seed(contributor=contributor):
                 combined = self._combined((Weighted(contributor, 1.0),))
                 self.states = following(self.states, combined, (), ())
+            case k.Combine(contributors):
+                tags = self.tags(contributors)
+                self.early = {item: tags[item.contributor] for item in contributors}
             case k.Apply(contributors=contributors, rates=rates, factors=factors):
                 combined = self._combined(contributors)
                 self.states = following(self.states, combined, rates, factors)
@@ -204,7 +208,12 @@ class Store:
         return ()
 
     def _combined(self, contributors: tuple[Weighted, ...]) -> dict[int, WeightedTags]:
-        return combine(contributors, self.tags(contributors), self.states)
+        tags = self.tags(contributors)
+        for item, (early, found) in zip(contributors, self.early.items(), strict=False):
+            if item != early:
+                break
+            tags[item.contributor] = found
+        return combine(contributors, tags, self.states)
 
 
 # --- the trace ------------------------------------------------------------------------------------

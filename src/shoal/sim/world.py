@@ -246,6 +246,8 @@ class World:
                 case k.Run(task=task):
                     self.line(name, "", task)
                     self._run(server, task)
+                case k.Hurry():
+                    self.line(name, "", effect)
                 case k.Free(contributors=contributors):
                     self.line(name, "", effect)
                     self._note(t.Freed(server.index, contributors))

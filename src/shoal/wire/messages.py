@@ -10,6 +10,7 @@ Who sends what to whom, in the order of a job's life:
     worker   -> server       Attach + memory     answered by  Attached + memory    (on one host)
     worker   -> server       Stage + bytes       answered by  Staged | Refused
     worker   -> coordinator  Ready               answered by  Released | Waiting
+    coord.   -> server       Foresee             (a hint)
     coord.   -> server       Commit              answered by  Applied (and Norms, which Factors answers)
     server   -> worker       Parameters + bytes  (where they lie in shared memory: answered by Copied)
     worker   -> server       Pull                answered by  Parameters | Moved
@@ -159,6 +160,13 @@ class Ready(Message, frozen=True, array_like=True, tag=True):
     multiplier: float = 1.0
     void: bool = False
     whole: bool = False
+
+
+class Foresee(Message, frozen=True, array_like=True, tag=True):
+    """The next update will most likely combine these first, with these weights: all of them are staged."""
+
+    epoch: int
+    contributors: tuple[Weighted, ...]
 
 
 class Commit(Message, frozen=True, array_like=True, tag=True):
@@ -411,8 +419,8 @@ class Status(Message, frozen=True, array_like=True, tag=True):
 
 
 Any = (
-    Hello | Accepted | Refused | Register | Registered | Join | Welcome | Declare | Create | Created
-    | Declared | Attach | Attached | Stage | Staged | Ready | Commit | Norms | Factors | Applied | Released | Waiting
+    Hello | Accepted | Refused | Register | Registered | Join | Welcome | Declare | Create | Created | Declared
+    | Attach | Attached | Stage | Staged | Ready | Foresee | Commit | Norms | Factors | Applied | Released | Waiting
     | Parameters | Copied | Pull | Moved | Refresh | LeaseRequest | Granted | SnapshotRequest | Saved | SnapshotDone
     | Leave | Left | Fenced | Stop | Heartbeat | Alive | Report | StatusRequest | Status
 )  # fmt: skip

@@ -71,8 +71,8 @@ _SPEAKERS: dict[type[m.Message], Callable[..., str]] = {
     m.Join: _rank,
     **dict.fromkeys(
         (
-            m.Registered, m.Welcome, m.Create, m.Declared, m.Commit, m.Factors, m.Released, m.Waiting, m.Granted,
-            m.SnapshotDone, m.Left, m.Fenced, m.Stop, m.Alive, m.Status,
+            m.Registered, m.Welcome, m.Create, m.Declared, m.Foresee, m.Commit, m.Factors, m.Released, m.Waiting,
+            m.Granted, m.SnapshotDone, m.Left, m.Fenced, m.Stop, m.Alive, m.Status,
         ),
         _coordinator,
     ),

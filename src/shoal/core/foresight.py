@@ -1,0 +1,49 @@
+"""Foresight: which contributions the next commit will most likely combine first, and with which weights.
+
+Contributions combine in worker order, so those of the first workers can be added up while a later
+worker is still awaited. Shares are known only once everybody is ready: whoever is not is taken to bring
+the samples that it holds, or as many as last time. A wrong guess costs the work, never a bit: what
+does not begin as the commit does is not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+
+from shoal.core import machine as k
+from shoal.core.commit_log import usable, weighed
+from shoal.core.membership import READY, Member
+from shoal.vocabulary import Weighted, server_name
+from shoal.wire import messages as m
+
+CONTRIBUTIONS_MIN = 2  # one alone is read as quickly where it lies
+
+
+@dataclass
+class Foresight:
+    """What the shards were told last."""
+
+    told: tuple[Weighted, ...] = field(default=())
+
+    def tell(self, members: Sequence[Member], reduction: str, epoch: int, shards: int) -> list[k.Effect]:
+        """Let the shards combine what they have, if that is more than last time. members: all that are busy, in
+        order, under a policy that commits them together."""
+        foreseen = expected(members, reduction)
+        if len(foreseen) < CONTRIBUTIONS_MIN or foreseen == self.told[: len(foreseen)]:
+            return []
+        self.told = foreseen
+        return [k.Send(server_name(shard), m.Foresee(epoch, foreseen)) for shard in range(shards)]
+
+
+def expected(members: Sequence[Member], reduction: str) -> tuple[Weighted, ...]:
+    """The first members' contributions, up to the first one that is not ready."""
+    first = [member.ready for member in takewhile(lambda member: member.state == READY, members) if member.ready]
+    awaited = sum(
+        sum(lease.samples for lease in member.leases) or member.contributed
+        for member in members
+        if member.state != READY
+    )
+    total = awaited + sum(member.ready.samples for member in members if member.ready and usable(member.ready))
+    return weighed(first, reduction, total)
