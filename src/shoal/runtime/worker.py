@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+import numpy as np
+
 from shoal import errors
 from shoal.config import Job
 from shoal.core import machine as k
@@ -147,6 +149,11 @@ class Worker:
         self.finish_step()  # the servers may still read the last one
         shared = self._node.shared
         return None if shared is None or self._node.failure is not None else shared.gradient(tensor)
+
+    def gradient_arena(self) -> Bytes | None:
+        """All of that memory, every tensor's and what lies between them: (bytes,) uint8. None: there is none."""
+        shared = self._node.shared
+        return None if shared is None else np.frombuffer(shared.arena.memory, np.uint8)
 
     def parameter_memory(self, tensor: int) -> Bytes | None:
         """The servers' own memory of this tensor, where it may be used as it lies: it changes only while

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from shoal.adapters.torch.groups import Named
-from shoal.adapters.torch.tensors import CudaReading, Reading, extremes
+from shoal.adapters.torch.tensors import CudaReading, PageLock, Reading, extremes
 from shoal.errors import ConfigurationError
+from shoal.runtime.shared import Bytes
 from shoal.runtime.worker import Worker
 
 LARGE_BYTES = 16 << 20  # of all gradients: what was copied first is out of the caches when servers read it
@@ -77,6 +78,7 @@ class Outbox:
 
     worker: Worker
     slots: Sequence[Slot]
+    page_lock: PageLock | None = None  # on the memory that servers read, where gradients come from CUDA devices
     flight: list[Slot] = field(default_factory=list)  # on their way to host memory
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -94,7 +96,8 @@ class Outbox:
                 slots.append(Slot(index, item, CudaReading(item.parameter, streams[device])))
             else:
                 slots.append(Slot(index, item, Reading(item.parameter, large)))
-        return cls(worker, slots)
+        memory = worker.gradient_arena() if streams else None
+        return cls(worker, slots, PageLock(memory) if memory is not None else None)
 
     def fired(self, index: int, _: Tensor) -> None:
         """Autograd has accumulated the gradient of slot `index`. Called from its threads."""
@@ -161,12 +164,17 @@ class Outbox:
         if not gradient.numel():
             slot.reading.finite = True
             return
-        slot.reading.begin(gradient, self.worker.gradient_memory(slot.index))
+        slot.reading.begin(gradient, self._place(slot))
         if slot.reading.landed(wait=False):
             self.worker.push(slot.index, slot.reading.bytes)
             return
         with self.lock:
             self.flight.append(slot)
+
+    def _place(self, slot: Slot) -> Bytes | None:
+        """Where servers read the gradient, if it is best copied there at once."""
+        reachable = not isinstance(slot.reading, CudaReading) or (self.page_lock is not None and self.page_lock.held)
+        return self.worker.gradient_memory(slot.index) if reachable else None
 
     def _collect(self, wait: bool) -> None:
         """Push what has landed in host memory since; wait: all of it."""

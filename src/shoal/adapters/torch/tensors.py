@@ -8,6 +8,8 @@ copy, page-locked and filled on a stream of its own for CUDA, so that backward n
 from __future__ import annotations
 
 import math
+import weakref
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from shoal.codec.codec import codec_for
 from shoal.errors import ConfigurationError
 from shoal.kernel import Encoded
 from shoal.runtime.shared import Bytes
+
+CUDA_SUCCESS = 0
 
 WIRE_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -33,6 +37,11 @@ def wire_bytes(tensor: Tensor) -> Bytes:
 def lies_plain(tensor: Tensor) -> bool:
     """Whether the tensor's memory is already what the wire carries."""
     return tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_neg()
+
+
+def tensor_of(memory: Bytes, like: Tensor) -> Tensor:
+    """The tensor of this shape and dtype that lies there, row-major."""
+    return torch.from_numpy(memory).view(like.dtype).view(like.shape)
 
 
 def host_copy(like: Tensor) -> Tensor:
@@ -86,10 +95,9 @@ class Landing:
         else:
             self._parameter.detach().copy_(self._host, non_blocking=True)
 
-
     def _move(self) -> None:
         """From here on the parameter is the servers' memory. What is written into it here stays here."""
-        self._parameter.data = torch.from_numpy(self.bytes).view(self._parameter.dtype).view(self._parameter.shape)
+        self._parameter.data = tensor_of(self.bytes, self._parameter)
         self._address = self._parameter.data_ptr()
         self._host, self.initial = self._parameter.detach(), self.bytes  # its first memory is not needed any more
 
@@ -142,16 +150,20 @@ class CudaReading(Reading):
         super().__init__(parameter)
         self._stream = stream
         self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._pinned = host_copy(parameter)
         self._extremes = torch.zeros(2, dtype=parameter.dtype, pin_memory=True)
-        self.bytes = wire_bytes(self._pinned)
+        self._landing: Tensor | None = None  # where gradients are copied to
 
     def begin(self, gradient: Tensor, place: Bytes | None = None) -> None:
+        """place: memory that servers read, if it is page-locked."""
         gradient = gradient.detach()
+        if self._landing is None or place is not self._place:
+            self._place = place
+            self._landing = host_copy(self._parameter) if place is None else tensor_of(place, self._parameter)
+            self.bytes = wire_bytes(self._landing) if place is None else place
         self._stream.wait_stream(torch.cuda.current_stream(gradient.device))
         with torch.cuda.stream(self._stream):
             self._extremes.copy_(extremes(gradient), non_blocking=True)
-            self._pinned.copy_(gradient, non_blocking=True)
+            self._landing.copy_(gradient, non_blocking=True)
             self._event.record(self._stream)
         gradient.record_stream(self._stream)  # its memory is not given away before the copy is over
 
@@ -162,3 +174,23 @@ class CudaReading(Reading):
             return False
         self.finite = bool(torch.isfinite(self._extremes).all())
         return True
+
+
+class PageLock:
+    """Host memory that CUDA devices copy to and from directly, for as long as this lives.
+
+    held: False where the system does not let so much be locked; then it is memory like any other.
+    """
+
+    def __init__(self, memory: Bytes, cudart: Any = None) -> None:
+        """memory: (bytes,) uint8. cudart: the runtime's functions; default: those of torch."""
+        functions = torch.cuda.cudart() if cudart is None else cudart  # type: ignore[no-untyped-call]
+        address = memory.ctypes.data
+        self.held = int(functions.cudaHostRegister(address, memory.nbytes, 0)) == CUDA_SUCCESS
+        if self.held:
+            weakref.finalize(self, _unlock, functions, address, memory)
+
+
+def _unlock(functions: Any, address: int, memory: Bytes) -> None:
+    """memory: kept until here, for it must not be unmapped before."""
+    functions.cudaHostUnregister(address)
