@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TypeVar
 
@@ -25,7 +25,7 @@ from shoal.runtime.embedded import EmbeddedJob
 from shoal.runtime.worker import Worker
 from shoal.transport.base import Connection, Wrap, Wrapped, unwrapped
 from shoal.transport.faulty import Faults, faulty
-from shoal.vocabulary import Dataset, PolicySpec, TableSpec, TensorSpec
+from shoal.vocabulary import Contributor, Dataset, PolicySpec, TableSpec, TensorSpec
 from shoal.wire import messages as m
 from shoal.wire.framing import Buffer
 
@@ -107,6 +107,7 @@ class Observer:
     inner: Wrap = unwrapped
     commits: dict[int, m.Commit] = field(default_factory=dict)
     foreseen: list[m.Foresee] = field(default_factory=list)
+    awaited: set[Contributor] = field(default_factory=set)  # offered before their workers knew that they were staged
 
     def __call__(self, connection: Connection) -> Connection:
         return Observed(self.inner(connection), self)
@@ -114,6 +115,8 @@ class Observer:
     def note(self, message: m.Message) -> None:
         if isinstance(message, m.Foresee):
             self.foreseen.append(message)
+        if isinstance(message, m.Await):
+            self.awaited.add(message.contributor)
         if isinstance(message, m.Commit):
             assert self.commits.setdefault(message.seq, message) == message, "an entry of the log changed"
 
@@ -173,6 +176,7 @@ class Setting:
     scheme: str = "inproc"
     faults: Faults | None = None
     seed: int = 0
+    long: bool = False  # every link is taken for a long one
     late_s: float = 0.0  # by which the last worker is behind the others in each clock
 
     def wrap(self) -> Wrap:
@@ -261,7 +265,8 @@ def together(*work: Callable[[], T], timeout: float = 60.0) -> list[T]:
 
 def train(spec: TableSpec, workers: int, clocks: int, setting: Setting, observer: Observer | None = None) -> bytes:
     """The parameters after `clocks` clocks, which every worker must agree on."""
-    with running(workers, setting, observer=observer) as embedded:
+    limits = replace(QUICK, long_link_us=0) if setting.long else QUICK
+    with running(workers, setting, limits, observer) as embedded:
 
         def work(rank: int) -> bytes:
             chance = Random(f"{setting}/{rank}")

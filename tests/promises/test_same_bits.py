@@ -25,6 +25,11 @@ LATE = {  # the others' contributions are combined while the last one is awaited
     "1 server, shared memory, the last worker late": Setting(scheme="shm", late_s=0.04),
 }
 
+LONG = {  # contributions are offered: servers say themselves what they have staged
+    "2 servers, tcp, long links": Setting(servers=2, scheme="tcp", long=True),
+    "3 servers, tcp, long links, bad network": Setting(servers=3, scheme="tcp", long=True, faults=BAD_NETWORK, seed=6),
+}
+
 PLACES = {
     "2 servers": Setting(servers=2),
     "3 servers, tcp": Setting(servers=3, scheme="tcp"),
@@ -36,6 +41,7 @@ PLACES = {
     "2 servers, shared memory, bad network": Setting(servers=2, scheme="shm", faults=BAD_NETWORK, seed=5),
     "3 servers, bad network": Setting(servers=3, faults=BAD_NETWORK, seed=4),
     **LATE,
+    **LONG,
 }
 
 
@@ -60,6 +66,13 @@ def test_what_is_there_is_combined_while_the_last_worker_is_awaited(place: str) 
     committed = {commit.contributors[: WORKERS - 1] for commit in observer.updates}
     right = sum(hint.contributors in committed for hint in observer.foreseen)
     assert right >= LATE[place].servers, f"weights were guessed right {right} times in {len(observer.foreseen)}"
+
+
+def test_over_long_links_contributions_are_offered() -> None:
+    observer = Observer()
+    train(table(RULES["sgd"]), WORKERS, CLOCKS, LONG["2 servers, tcp, long links"], observer)
+    committed = {item.contributor for commit in observer.updates for item in commit.contributors}
+    assert observer.awaited == committed
 
 
 def test_every_server_of_these_jobs_holds_several_blocks() -> None:

@@ -51,13 +51,17 @@ class Restart:
 
 @dataclass(frozen=True)
 class Finish:
-    """Everything of this clock is pushed: make it ready, and wait for fresh parameters."""
+    """Everything of this clock is pushed: make it ready, and wait for fresh parameters.
+
+    far: some server is a long way off: save the round trip between the last block and Ready.
+    """
 
     samples: int
     leases: tuple[int, ...]
     rates: tuple[float, ...]
     multiplier: float = 1.0
     void: bool = False
+    far: bool = False
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,8 @@ class Coordinator:
                 self.log.applied(shard, seq, now)
                 self.membership.servers[shard].version = max(self.membership.servers[shard].version, seq)
                 return []
+            case m.Complete():
+                return self._complete(message, now)
             case m.Norms():
                 return self.log.norms(message, self.spec) if self.spec is not None else []
             case m.Saved():
@@ -128,7 +130,7 @@ class Coordinator:
         worker = getattr(message, "worker", None)
         incarnation = getattr(message, "incarnation", -1)
         match message:
-            case m.Ready(contributor=who):
+            case m.Ready(contributor=who) | m.Offer(ready=m.Ready(contributor=who)):
                 worker, incarnation = who.worker, who.incarnation
             case m.Heartbeat(name=name):
                 worker = node_number(name)
@@ -149,6 +151,8 @@ class Coordinator:
                 return self._declare(member, message, now)
             case m.Ready():
                 return self._ready(member, message, now)
+            case m.Offer():
+                return self._offered(member, message)
             case m.Refresh():
                 return self.releases.refresh(member, message, now)
             case m.LeaseRequest():
@@ -249,6 +253,7 @@ class Coordinator:
         if member.state != COMPUTING or clock != member.clock:
             return []
         member.computed(ready, now)
+        member.offer = None
         assert self.policy is not None
         if self.policy.lockstep and member.clock < self.clock:
             return self._drop(member, now)
@@ -258,6 +263,23 @@ class Coordinator:
             ready, member.dropped = msgspec.structs.replace(ready, leases=(), void=True), True
         member.ready, member.state = ready, READY
         return self._decide(now)
+
+    def _offered(self, member: Member, offer: m.Offer) -> list[k.Effect]:
+        """It is ready once every shard has all of it: let the shards say when."""
+        who = offer.ready.contributor
+        if self.phase != RUNNING or member.state != COMPUTING or who.clock != member.clock:
+            return []
+        member.offer = offer
+        member.unstaged = {shard for shard, blocks in enumerate(offer.blocks[: self.job.servers]) if blocks}
+        return [k.Send(server_name(shard), m.Await(who, offer.blocks[shard])) for shard in sorted(member.unstaged)]
+
+    def _complete(self, complete: m.Complete, now: int) -> list[k.Effect]:
+        who = complete.contributor
+        member = self.membership.find(who.worker, who.incarnation)
+        if member is None or member.offer is None or member.offer.ready.contributor != who:
+            return []
+        member.unstaged.discard(complete.shard)
+        return [] if member.unstaged else self._ready(member, member.offer.ready, now)
 
     def _seeded(self, ready: m.Ready, now: int) -> list[k.Effect]:
         """The initial parameters are staged: the first entry of the log."""

@@ -29,6 +29,7 @@ class Courier:
     gathered: list[int] = field(default_factory=list)  # waiting to fill a frame
     gathered_bytes: int = 0
     unacknowledged: set[int] = field(default_factory=set)
+    carried: set[int] = field(default_factory=set)  # sent of this contribution, acknowledged or not
     silence: Backoff = field(init=False)
 
     def __post_init__(self) -> None:
@@ -54,6 +55,7 @@ class Courier:
             self.silence.start(now)
         blocks = tuple(self.gathered)
         self.unacknowledged.update(blocks)
+        self.carried.update(blocks)
         self.gathered, self.gathered_bytes = [], 0
         return [self._frame(who, blocks)]
 
@@ -82,9 +84,10 @@ class Courier:
         return frames
 
     def forget(self) -> None:
-        """Drop everything: the contribution is given up, a new attempt begins."""
+        """The contribution is settled or given up: what comes next is another one."""
         self.gathered, self.gathered_bytes = [], 0
         self.unacknowledged.clear()
+        self.carried.clear()
 
     def _frame(self, who: Contributor, blocks: tuple[int, ...]) -> k.Effect:
         return k.Send(server_name(self.server), m.Stage(who, blocks))

@@ -37,6 +37,8 @@ class Member:
     broken_at: int | None = None  # when its connection was lost
     seeder: bool = False
     ready: m.Ready | None = None
+    offer: m.Offer | None = None  # will be ready once the shards say that all of it is staged
+    unstaged: set[int] = field(default_factory=set)  # shards that have not said so
     dropped: bool = False  # what it made ready is not used: its samples were taken back before
     released: m.Released | None = None  # the last answer, to repeat
     request: m.LeaseRequest | None = None

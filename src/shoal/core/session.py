@@ -110,7 +110,7 @@ class Session:
             case Finish():
                 self.finish = event
                 self._park("step", now)
-                return self._flush(now) + self._make_ready(now)
+                return self._flush(now) + self._offer() + self._make_ready(now)
             case Take(dataset, epoch):
                 return self._take(dataset, epoch, now)
             case Begin(rank, nonce, pid, coordinator):
@@ -313,14 +313,23 @@ class Session:
                 self.couriers[server].forget()
         return [effect for courier in self.couriers for effect in courier.flush(self._identity(), now)]
 
+    def _offer(self) -> list[k.Effect]:
+        """Let servers that are far away tell the coordinator themselves what they have staged."""
+        if self.finish is None or not self.finish.far or not any(courier.unacknowledged for courier in self.couriers):
+            return []
+        blocks = tuple(len(courier.carried) for courier in self.couriers)
+        return [k.Send(COORDINATOR, m.Offer(self._ready(self.finish), blocks))]
+
     def _make_ready(self, now: int) -> list[k.Effect]:
         """Tell the coordinator, once every block of a finished clock is acknowledged."""
         if self.finish is None or any(courier.unacknowledged for courier in self.couriers):
             return []
         done, self.finish = self.finish, None
+        return self._ask("", self._ready(done), now)
+
+    def _ready(self, done: Finish) -> m.Ready:
         who = self._identity()
-        ready = m.Ready(who, done.samples, done.leases, done.rates, done.multiplier, done.void, self.whole)
-        return self._ask("", ready, now)
+        return m.Ready(who, done.samples, done.leases, done.rates, done.multiplier, done.void, self.whole)
 
     def _settle(self) -> list[k.Effect]:
         """Let the training thread go on if all that it waits for has arrived."""
@@ -328,7 +337,9 @@ class Session:
             case "start" | "step" if self.released is not None and self.arrival.complete(self.released.version):
                 released, self.released = self.released, None
                 self.version, self.clock, self.attempt = self.arrival.version, released.next_clock, 0
-                self.spare = released.lease
+                self.spare, self.finish = released.lease, None
+                for courier in self.couriers:
+                    courier.forget()
                 self._unpark()
                 return [k.Fresh(self.version, self.clock, released.committed)]
             case "lease" if self.granted is not None and (

@@ -67,6 +67,7 @@ class Shard:
     spec: TableSpec | None = None
     blocks: tuple[int, ...] = ()
     staged: dict[Contributor, set[int]] = field(default_factory=dict)
+    awaited: dict[Contributor, int] = field(default_factory=dict)  # number of blocks that the coordinator waits for
     closed: dict[int, tuple[int, int]] = field(default_factory=dict)  # worker -> (incarnation, clock) settled
     fenced: dict[int, int] = field(default_factory=dict)  # worker -> incarnation
     pending: dict[int, m.Commit] = field(default_factory=dict)
@@ -132,6 +133,9 @@ class Shard:
         match message:
             case m.Stage():
                 return self._stage(message)
+            case m.Await(contributor=who, blocks=blocks) if not self.settled(who):
+                self.awaited[who] = blocks
+                return self._completed(who)
             case m.Foresee():
                 return self._foresee(message)
             case m.Commit():
@@ -179,7 +183,14 @@ class Shard:
             return []
         if not self.settled(who):
             self.staged.setdefault(who, set()).update(stage.blocks)
-        return [k.Send(worker_name(who.worker), m.Staged(self.index, who, stage.blocks))]
+        return [k.Send(worker_name(who.worker), m.Staged(self.index, who, stage.blocks)), *self._completed(who)]
+
+    def _completed(self, who: Contributor) -> list[k.Effect]:
+        """Tell the coordinator if it waits for this contribution, and all of it is here."""
+        if who not in self.awaited or len(self.staged.get(who, ())) < self.awaited[who]:
+            return []
+        del self.awaited[who]
+        return [k.Send(COORDINATOR, m.Complete(self.index, who))]
 
     def _commit(self, commit: m.Commit) -> list[k.Effect]:
         if commit.epoch < self.epoch:
@@ -317,6 +328,7 @@ class Shard:
         settled = tuple(who for who in self.staged if self.settled(who))
         for who in settled:
             del self.staged[who]
+        self.awaited = {who: blocks for who, blocks in self.awaited.items() if not self.settled(who)}
         if commit.closes or commit.fences:
             effects.append(k.Free(settled))
         effects.append(k.Send(COORDINATOR, m.Applied(self.index, self.version)))

@@ -10,6 +10,7 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 
 from shoal import errors
 from shoal.config import Job
@@ -94,7 +95,8 @@ class WorkerNode(Node):
             assert self.session.spec is not None
             blocks = blocks_of_tensor(self.session.spec)
             self.event(s.Push(tuple(block for tensor in tensors for block in blocks[tensor])))
-        self.ask(finish, answer)
+        far = any(peer.connection.round_trip_us > self.job.limits.long_link_us for peer in self.peers.values())
+        self.ask(replace(finish, far=far), answer)
         self.progress.of(self.session)
 
     # --- effects ------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from shoal.core.shard import Shard
 from shoal.ledger import Ledger
 from shoal.policy import Bounded, Go, Policy, Sync, View, Wait
 from shoal.sim.world import Machines
-from shoal.vocabulary import Dataset, Lease, Weighted
+from shoal.vocabulary import Contributor, Dataset, Lease, Weighted
 from shoal.wire import messages as m
 
 
@@ -134,6 +134,15 @@ class CombinesAhead(Shard):
 def _a_clock_later(item: Weighted) -> Weighted:
     who = item.contributor
     return msgspec.structs.replace(item, contributor=msgspec.structs.replace(who, clock=who.clock + 1))
+
+
+class CompletesTooSoon(Shard):
+    """Tells the coordinator that a contribution is complete when its first block is there."""
+
+    def _completed(self, who: Contributor) -> list[k.Effect]:
+        if who in self.awaited and self.staged.get(who):
+            self.awaited[who] = 1
+        return super()._completed(who)
 
 
 class ServesForEver(Shard):
@@ -249,10 +258,11 @@ class TrustsTheDead(Coordinator):
     """Takes a message of an earlier incarnation for one of the living worker."""
 
     def _from_worker(self, source: str, message: m.Message, now: int) -> list[k.Effect]:
-        if isinstance(message, m.Ready):
-            living = self.membership.members.get(message.contributor.worker)
-            if living is not None and living.incarnation > message.contributor.incarnation:
-                return self._ready(living, message, now)
+        ready = message.ready if isinstance(message, m.Offer) else message
+        if isinstance(ready, m.Ready):
+            living = self.membership.members.get(ready.contributor.worker)
+            if living is not None and living.incarnation > ready.contributor.incarnation:
+                return self._ready(living, ready, now)
         return super()._from_worker(source, message, now)
 
 
@@ -301,6 +311,13 @@ class BuriesLeases(Ledger):
         return taken
 
 
+class TakesOffers(Coordinator):
+    """Does not wait for the shards to have what a worker offers."""
+
+    def _offered(self, member: Member, offer: m.Offer) -> list[k.Effect]:
+        return self._ready(member, offer.ready, 0)
+
+
 class DealsAsAsked(Dispatch):
     """Deals samples in the order in which requests arrive."""
 
@@ -334,6 +351,8 @@ PLANTS = (
     Plant("a shard uses the sum of another clock", "Ordered", Machines(shard=CombinesAhead)),
     Plant("a shard serves any version", "Ordered", Machines(shard=ServesAnyVersion)),
     Plant("a shard acknowledges what is not staged", "Atomic", Machines(shard=AcknowledgesUnstaged)),
+    Plant("a shard says that a contribution is complete too soon", "Atomic", Machines(shard=CompletesTooSoon)),
+    Plant("an offer is taken for a contribution that is ready", "Quorum", Machines(coordinator=TakesOffers)),
     Plant("a contribution is committed before it is staged", "Atomic", Machines(session=ReadyTooSoon)),
     Plant(
         "a worker goes on at mixed versions",

@@ -41,6 +41,7 @@ class Habits:
     snapshot_chance: float
     gathers_chance: float  # a step that accumulates over two leases
     near: bool  # shares memory with the servers
+    far: bool  # has its contributions offered before it knows that they are staged
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,7 @@ def _habits(rng: Random, rank: int, late: bool, clocks: int, paired: bool) -> Ha
         snapshot_chance=rng.choice([0.0, 0.0, 0.1]),
         gathers_chance=rng.choice([0.0, 0.0, 0.2, 0.5]) * (not paired),
         near=Random(hash((low, rank, clocks, rng.random()))).random() < 0.5,
+        far=Random(hash((rank, clocks, low))).random() < 0.4,
     )
 
 

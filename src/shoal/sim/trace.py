@@ -229,6 +229,7 @@ class Trace:
     committed: dict[Contributor, int] = field(default_factory=dict)  # -> seq
     finished: dict[Contributor, dict[int, Tag]] = field(default_factory=dict)  # what each step pushed
     ready: dict[Contributor, m.Ready] = field(default_factory=dict)  # as the coordinator received it
+    offers: dict[Contributor, tuple[m.Ready, set[int]]] = field(default_factory=dict)  # and shards that lack blocks
     fenced: dict[int, int] = field(default_factory=dict)  # worker -> incarnations up to this one
     welcomed: dict[int, int] = field(default_factory=dict)  # worker -> its last incarnation
     applied: list[int] = field(default_factory=list)  # by shard: the last seq whose task ran
@@ -248,6 +249,8 @@ class Trace:
             case Said(message=message):
                 new = isinstance(message, m.Commit) and message.seq > len(self.log)
                 self.books.said(message, new)
+            case Told(message=m.Complete() as complete):
+                self._completed(complete)
             case Told(message=message):
                 self.books.told(message)
         match fact:
@@ -260,6 +263,8 @@ class Trace:
                 self.welcomed[worker] = max(incarnation, self.welcomed.get(worker, -1))
             case Told(message=m.Ready() as ready):
                 self.ready.setdefault(ready.contributor, ready)
+            case Told(message=m.Offer(ready=ready, blocks=blocks)):
+                self.offers[ready.contributor] = ready, {shard for shard, count in enumerate(blocks) if count}
             case Performed(shard=shard, task=k.Seed(seq=seq) | k.Apply(seq=seq)):
                 self.applied[shard] = seq
             case Freed(shard=shard, contributors=contributors):
@@ -268,6 +273,14 @@ class Trace:
                 self.killed.add((worker, incarnation))
             case _:
                 pass
+
+    def _completed(self, complete: m.Complete) -> None:
+        """An offer is as good as Ready once all shards say so."""
+        ready, lacking = self.offers.get(complete.contributor, (None, set[int]()))
+        lacking.discard(complete.shard)
+        if ready is not None and not lacking:
+            self.books.told(ready)
+            self.ready.setdefault(ready.contributor, ready)
 
     def right_states(self, version: int) -> dict[int, int]:
         """The states of all blocks after the first `version` commits of the log, from what workers pushed."""

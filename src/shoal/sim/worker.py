@@ -136,6 +136,7 @@ class Life:
                 rates=self._rates(),
                 multiplier=choice.choice([1.0, 1.0, 0.5]),
                 void=choice.random() < self.habits.void_chance,
+                far=self.habits.far,
             )
         )
         yield (k.Fresh,)

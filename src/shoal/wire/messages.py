@@ -10,6 +10,8 @@ Who sends what to whom, in the order of a job's life:
     worker   -> server       Attach + memory     answered by  Attached + memory    (on one host)
     worker   -> server       Stage + bytes       answered by  Staged | Refused
     worker   -> coordinator  Ready               answered by  Released | Waiting
+    worker   -> coordinator  Offer               (a Ready ahead of its time: far workers save a round trip)
+    coord.   -> server       Await               answered by  Complete
     coord.   -> server       Foresee             (a hint)
     coord.   -> server       Commit              answered by  Applied (and Norms, which Factors answers)
     server   -> worker       Parameters + bytes  (where they lie in shared memory: answered by Copied)
@@ -160,6 +162,30 @@ class Ready(Message, frozen=True, array_like=True, tag=True):
     multiplier: float = 1.0
     void: bool = False
     whole: bool = False
+
+
+class Offer(Message, frozen=True, array_like=True, tag=True):
+    """The contribution will be ready once every server has staged so many blocks of it (by server index).
+
+    Nothing waits for it: Ready follows in any case, once the worker knows that they are staged.
+    """
+
+    ready: Ready
+    blocks: tuple[int, ...]
+
+
+class Await(Message, frozen=True, array_like=True, tag=True):
+    """Say when so many blocks of the contribution are staged."""
+
+    contributor: Contributor
+    blocks: int
+
+
+class Complete(Message, frozen=True, array_like=True, tag=True):
+    """All blocks of the contribution that were awaited are staged."""
+
+    shard: int
+    contributor: Contributor
 
 
 class Foresee(Message, frozen=True, array_like=True, tag=True):
@@ -420,9 +446,10 @@ class Status(Message, frozen=True, array_like=True, tag=True):
 
 Any = (
     Hello | Accepted | Refused | Register | Registered | Join | Welcome | Declare | Create | Created | Declared
-    | Attach | Attached | Stage | Staged | Ready | Foresee | Commit | Norms | Factors | Applied | Released | Waiting
-    | Parameters | Copied | Pull | Moved | Refresh | LeaseRequest | Granted | SnapshotRequest | Saved | SnapshotDone
-    | Leave | Left | Fenced | Stop | Heartbeat | Alive | Report | StatusRequest | Status
+    | Attach | Attached | Stage | Staged | Ready | Offer | Await | Complete | Foresee | Commit | Norms | Factors
+    | Applied | Released | Waiting | Parameters | Copied | Pull | Moved | Refresh | LeaseRequest | Granted
+    | SnapshotRequest | Saved | SnapshotDone | Leave | Left | Fenced | Stop | Heartbeat | Alive | Report
+    | StatusRequest | Status
 )  # fmt: skip
 
 __all__ = ["Any", "Block", "Message"]

@@ -26,12 +26,18 @@ def _coordinator(_: m.Message) -> str:
     return COORDINATOR
 
 
-def _shard(message: m.Attached | m.Staged | m.Parameters | m.Moved | m.Created | m.Applied | m.Norms | m.Saved) -> str:
+def _shard(
+    message: m.Attached | m.Staged | m.Complete | m.Parameters | m.Moved | m.Created | m.Applied | m.Norms | m.Saved,
+) -> str:
     return server_name(message.shard)
 
 
 def _contributor(message: m.Stage | m.Ready) -> str:
     return worker_name(message.contributor.worker)
+
+
+def _offerer(message: m.Offer) -> str:
+    return _contributor(message.ready)
 
 
 def _worker(
@@ -59,7 +65,9 @@ def _rank(message: m.Join) -> str:
 _SPEAKERS: dict[type[m.Message], Callable[..., str]] = {
     # A heartbeat may be on its way while a worker that asked for any rank takes the name it got.
     **dict.fromkeys((m.Hello, m.Accepted, m.Refused, m.StatusRequest, m.Heartbeat), _anyone),
-    **dict.fromkeys((m.Attached, m.Staged, m.Parameters, m.Moved, m.Created, m.Applied, m.Norms, m.Saved), _shard),
+    **dict.fromkeys(
+        (m.Attached, m.Staged, m.Complete, m.Parameters, m.Moved, m.Created, m.Applied, m.Norms, m.Saved), _shard
+    ),
     **dict.fromkeys((m.Stage, m.Ready), _contributor),
     **dict.fromkeys(
         (
@@ -67,12 +75,13 @@ _SPEAKERS: dict[type[m.Message], Callable[..., str]] = {
         ),
         _worker,
     ),
+    m.Offer: _offerer,
     m.Register: _server,
     m.Join: _rank,
     **dict.fromkeys(
         (
-            m.Registered, m.Welcome, m.Create, m.Declared, m.Foresee, m.Commit, m.Factors, m.Released, m.Waiting,
-            m.Granted, m.SnapshotDone, m.Left, m.Fenced, m.Stop, m.Alive, m.Status,
+            m.Registered, m.Welcome, m.Create, m.Declared, m.Await, m.Foresee, m.Commit, m.Factors, m.Released,
+            m.Waiting, m.Granted, m.SnapshotDone, m.Left, m.Fenced, m.Stop, m.Alive, m.Status,
         ),
         _coordinator,
     ),
