@@ -9,7 +9,8 @@ zero_grad) on a model whose forward and backward compute nothing. The first step
 counted: the caches still hold the other side's data. A step's time is that of its slowest worker.
 
 Every row is checked (verdict.py): both sides hold what torch's optimizer makes of the mean gradient, to
-the same bit on all of their workers. If not, there is no row but an error.
+the same bit on all of their workers. If not, there is no row but an error. A peer that makes something else
+of the gradients (Peer.differs) checks by itself what it can.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from shoal.bench.control import Conductor
 from shoal.bench.fleet import Fleet
 from shoal.bench.floor import COPIES, Bandwidth, touched_bytes
 from shoal.bench.memory import Meter, ServerMemory
-from shoal.bench.orders import SHOAL, Role, Setup, worker_name
+from shoal.bench.orders import SHOAL, Answer, Order, Role, Setup, worker_name
 from shoal.bench.peers.catalogue import PEERS
 from shoal.bench.rows import Row, Seconds
 from shoal.bench.rules import RULES
 from shoal.bench.shapes import elements, gpt_shapes
-from shoal.bench.sides import LOOPBACK, Place, Seat, Show, Side, parts
+from shoal.bench.sides import LOOPBACK, ORDER_SECONDS, Place, Seat, Show, Side, parts
 from shoal.bench.verdict import TOLERANCE
 from shoal.errors import ConfigurationError
 
@@ -84,8 +85,8 @@ class Plan:
 class ExchangeRow(Row, frozen=True, kw_only=True):
     """One exchange beside one peer. step_seconds, peer_step_seconds: each counted step in order.
 
-    difference, peer_difference: of the worst parameter from the reference. floor_seconds: see floor.py.
-    server_memory: see memory.py; None where the servers have no process of their own.
+    difference, peer_difference: of the worst parameter from the reference; None for a peer that differs by nature.
+    floor_seconds: see floor.py. server_memory: see memory.py; None where the servers have no process of their own.
     """
 
     step_seconds: list[float]
@@ -181,7 +182,13 @@ class _Run:
         for side in sides:
             self._say(f"checking {side.name}")
             with self._awake(side):
-                side.check(self._conductor)
+                self._check(side)
+
+    def _check(self, side: Side) -> None:
+        if _differs(side):
+            self._conductor.ask(dict.fromkeys(side.workers, Order(0)), Answer, ORDER_SECONDS, "the check")
+        else:
+            side.check(self._conductor)
 
     @contextmanager
     def _awake(self, side: Side) -> Iterator[None]:
@@ -221,7 +228,7 @@ class _Run:
             steps_checked=ours.steps,
             peer_seconds=Seconds.of(peer.seconds) if peer else None,
             peer_step_seconds=peer.seconds if peer else [],
-            peer_difference=peer.difference if peer else None,
+            peer_difference=peer.difference if peer and not _differs(peer) else None,
             floor_seconds=floor,
             bandwidth_bytes_per_second=bandwidth,
             server_memory=self._meter.result(params, plan.states) if self._meter is not None else None,
@@ -286,3 +293,7 @@ class _Run:
     def _say(self, what: str) -> None:
         self._show(what, min(self._done, self._plan.turns), self._plan.turns)
         self._done += 1
+
+
+def _differs(side: Side) -> bool:
+    return side.name in PEERS and bool(PEERS[side.name].differs)

@@ -48,6 +48,10 @@ def main() -> None:
             from shoal.bench.peers import ray_actors
 
             ray_actors.lead(setup)
+        case "tensorflow", _:
+            from shoal.bench.peers import tensorflow_strategy
+
+            tensorflow_strategy.lead(setup)
         case _:
             collectives.join(setup.meeting, setup.rank, setup.workers)
             build = {"ddp": collectives.ddp, "allreduce": collectives.allreduce}[setup.side]

@@ -21,7 +21,8 @@ class Peer:
     words: what it is, for people. package: what must be importable, and install: the command that makes
     it so. server: it has a server process beside its workers. led: one process of its own gives the
     orders to its workers, and is the only one that the benchmark talks to. spins: its processes use the
-    processor while they wait, so they are stopped (SIGSTOP) while it is the other side's turn.
+    processor while they wait, so they are stopped (SIGSTOP) while it is the other side's turn. differs: what
+    it does in place of an update by the mean gradient; it is then not compared with the reference.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Peer:
     server: bool = False
     led: bool = False
     spins: bool = False
+    differs: str = ""
 
     @property
     def installed(self) -> bool:
@@ -46,6 +48,14 @@ PEERS: dict[str, Peer] = {
         Peer("allreduce", "one flat torch all-reduce over gloo, fused optimizer", "torch", _TORCH),
         Peer("rpc", "torch RPC parameter server, fused optimizer", "torch", _TORCH, server=True, spins=True),
         Peer("ray", "Ray's parameter-server pattern, fused optimizer", "ray", "pip install 'ray==2.60.*'", led=True),
+        Peer(
+            "tensorflow",
+            "TensorFlow's ParameterServerStrategy, Keras optimizer",
+            "tensorflow",
+            "pip install 'tensorflow-cpu==2.21.*'",
+            led=True,
+            differs="applies each worker's gradient by itself, as many updates a step as workers",
+        ),
     )
 }
 

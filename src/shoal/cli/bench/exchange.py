@@ -22,7 +22,9 @@ def exchange(
     workers: Annotated[int, typer.Option(help="Processes that push gradients.")] = 2,
     servers: Annotated[int, typer.Option(help="Processes that hold the parameters.")] = 1,
     optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "adamw",
-    peer: Annotated[str, typer.Option(help="ddp, allreduce, rpc, ray; several as ddp,rpc; or all, or none.")] = "ddp",
+    peer: Annotated[
+        str, typer.Option(help="ddp, allreduce, rpc, ray, tensorflow; several as ddp,rpc; or all, or none.")
+    ] = "ddp",
     transport: Annotated[
         str, typer.Option(help="shm, tcp, or inproc (all of Shoal in one process); several as shm,tcp.")
     ] = "shm",
@@ -34,8 +36,9 @@ def exchange(
     """Gradients in, update, parameters out, without compute: Shoal and its peers in turn.
 
     The peers are torch's DistributedDataParallel over gloo (ddp), one flat all-reduce over gloo (allreduce),
-    torch's RPC parameter server (rpc) and Ray's parameter-server pattern (ray), all on loopback. One that is
-    not installed is left out. Results of all sides are checked; a wrong one ends the command with an error.
+    torch's RPC parameter server (rpc), Ray's parameter-server pattern (ray) and TensorFlow's
+    ParameterServerStrategy (tensorflow), all on loopback. One that is not installed is left out. Results of
+    all sides are checked; a wrong one ends the command with an error.
     """
     require_torch()
     from shoal.bench.exchange import Plan
@@ -88,11 +91,11 @@ def side_lines(title: str, rows: Sequence[ExchangeRow]) -> Table:
     from shoal.bench.exchange import fastest
 
     best = fastest(rows) if len(rows) > 1 else None
-    lines: list[tuple[str, Seconds, list[float], float, str]] = []
+    lines: list[tuple[str, Seconds, list[float], float | None, str]] = []
     for row in rows:
         beside = f", beside {row.peer}" if len(rows) > 1 else ""
         lines.append((f"shoal, {row.transport}{beside}", row.seconds, row.step_seconds, row.difference, ""))
-        if row.peer is not None and row.peer_seconds is not None and row.peer_difference is not None:
+        if row.peer is not None and row.peer_seconds is not None:
             ratio = f"{row.ratio:.2f}{' best' if row is best else ''}"
             lines.append((row.peer, row.peer_seconds, row.peer_step_seconds, row.peer_difference, ratio))
     every = [value for _, _, values, _, _ in lines for value in values]
@@ -101,13 +104,20 @@ def side_lines(title: str, rows: Sequence[ExchangeRow]) -> Table:
     shown = table(title, ("", "min", "median", "max", "steps", axis, "off reference", "ratio"))
     for name, seconds, values, difference, ratio in lines:
         figures = (milliseconds(value) for value in (seconds.min, seconds.median, seconds.max))
-        shown.add_row(name, *figures, str(seconds.samples), histogram(values, low, high), f"{difference:.1e}", ratio)
+        off = "n/a" if difference is None else f"{difference:.1e}"
+        shown.add_row(name, *figures, str(seconds.samples), histogram(values, low, high), off, ratio)
     return shown
 
 
 def _captions(rows: Sequence[ExchangeRow], best: ExchangeRow | None) -> list[str]:
+    from shoal.bench.peers.catalogue import PEERS
+
     last = rows[-1]
-    words = []
+    words = [
+        f"{peer.name} {peer.differs}: not compared with the reference"
+        for row in rows
+        if row.peer is not None and (peer := PEERS[row.peer]).differs
+    ]
     if best is not None and best.ratio is not None:
         words.append(
             f"ratio of medians, shoal over peer, steps taken in turn (below 1: shoal is quicker); "
