@@ -8,7 +8,7 @@ get the same samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shoal.vocabulary import Dataset, Lease
@@ -30,6 +30,29 @@ class Ledger:
 
     def __post_init__(self) -> None:
         self.free = [(0, self.dataset.size)]
+
+    @classmethod
+    def recovered(
+        cls, dataset: Dataset, spans: Mapping[int, Sequence[Span]], leases: Iterable[tuple[int, Lease]], identities: int
+    ) -> Ledger:
+        """The ledger of a job that is under way.
+
+        spans: samples that are committed, by data epoch; leases: (worker, lease) of those that are held;
+        identities: of leases that were given already.
+        """
+        held = list(leases)
+        ledger = cls(dataset, max([0, *spans, *(lease.epoch for _, lease in held)]), identities=identities)
+        ledger.committed = sum(stop - start for start, stop in spans.get(ledger.epoch, ()))
+        ledger.leased = {lease.identity: (worker, lease) for worker, lease in held}
+        for epoch in range(ledger.epoch + 1):
+            of_epoch = (lease.spans for _, lease in held if lease.epoch == epoch)
+            taken = [*spans.get(epoch, ()), *(span for part in of_epoch for span in part)]
+            free = _gaps(merged(taken), dataset.size)
+            if epoch == ledger.epoch:
+                ledger.free = free
+            elif free:
+                ledger.left[epoch] = free
+        return ledger
 
     @property
     def done(self) -> bool:
@@ -88,13 +111,19 @@ class Ledger:
         leases = [self.leased.pop(identity)[1] for identity in mine]
         for lease in leases:
             if lease.epoch == self.epoch:
-                self.free = _merged([*self.free, *lease.spans])
+                self.free = merged([*self.free, *lease.spans])
             else:
-                self.left[lease.epoch] = _merged([*self.left.get(lease.epoch, []), *lease.spans])
+                self.left[lease.epoch] = merged([*self.left.get(lease.epoch, []), *lease.spans])
         return sum(lease.samples for lease in leases)
 
 
-def _merged(spans: list[Span]) -> list[Span]:
+def _gaps(taken: Sequence[Span], size: int) -> list[Span]:
+    """What is left of 0..size."""
+    edges = [0, *(edge for span in taken for edge in span), size]
+    return [(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True) if start < stop]
+
+
+def merged(spans: list[Span]) -> list[Span]:
     """Sorted, with touching spans joined."""
     merged: list[Span] = []
     for start, stop in sorted(spans):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from shoal.core import machine as k
 from shoal.optim import phases
@@ -40,12 +41,18 @@ class CommitLog:
     fences: list[tuple[int, int]] = field(default_factory=list)  # for the next entry
     entries: dict[int, Entry] = field(default_factory=dict)  # by sequence number, oldest first
     sent_at: int = 0
+    since: int = 0  # the last entry of an older epoch
+
+    @property
+    def stable(self) -> int:
+        """Every shard has applied the entries up to this one."""
+        return min(self.entries, default=self.version + 1) - 1
 
     def seed(self, ready: m.Ready) -> m.Commit:
         """The next entry: this contributor's blocks are the initial parameters."""
-        who, seq = ready.contributor, self.version + 1
+        who = ready.contributor
         closes, fences = ((who.worker, who.incarnation, 0),), self._due_fences()
-        return m.Commit(self.epoch, seq, "seed", (Weighted(who, 1.0),), closes=closes, fences=fences)
+        return self._entry("seed", (Weighted(who, 1.0),), closes=closes, fences=fences)
 
     def update(self, readies: Sequence[m.Ready], reduction: str, samples: tuple[tuple[int, int, int], ...]) -> m.Commit:
         """The next entry: these contributions, combined, each by its share of the samples."""
@@ -53,13 +60,11 @@ class CommitLog:
         # The oldest member's schedule counts: a restarted worker's own may have begun anew.
         eldest = min(readies, key=lambda ready: ready.contributor.incarnation)
         closes = tuple((r.contributor.worker, r.contributor.incarnation, r.contributor.clock) for r in readies)
-        seq, fences = self.version + 1, self._due_fences()
-        return m.Commit(self.epoch, seq, "update", weights, eldest.rates, closes, fences, samples=samples)
+        return self._entry("update", weights, eldest.rates, closes, self._due_fences(), samples=samples)
 
     def cut(self, closes: tuple[tuple[int, int, int], ...] = (), save: str = "") -> m.Commit:
         """The next entry: no parameter changes, but there is something to release, close, save or fence."""
-        seq, fences = self.version + 1, self._due_fences()
-        return m.Commit(self.epoch, seq, "cut", closes=closes, fences=fences, save=save)
+        return self._entry("cut", closes=closes, fences=self._due_fences(), save=save)
 
     def fence(self, worker: int, incarnation: int) -> None:
         """The next entry shuts this incarnation out."""
@@ -75,6 +80,12 @@ class CommitLog:
             self.updated = commit.seq
         self.entries[commit.seq] = Entry(commit, set(range(self.shards)))
         return [k.Send(server_name(shard), commit) for shard in range(self.shards)]
+
+    def recover(self, version: int, updated: int, entries: Sequence[Entry], now: int) -> list[k.Effect]:
+        """Go on with a log that a coordinator of an older epoch began: repeat what some shards lack."""
+        self.version, self.since, self.updated, self.sent_at = version, version, updated, now
+        self.entries = {entry.commit.seq: entry for entry in entries}
+        return [effect for shard in range(self.shards) for effect in self.repeat(shard)]
 
     def applied(self, shard: int, seq: int, now: int) -> None:
         """A shard has applied this entry, and so all before it."""
@@ -115,6 +126,10 @@ class CommitLog:
         sent: list[m.Message] = [entry.commit for entry in missing]
         sent += [factors for entry in missing[:1] for factors in entry.factors.values()]
         return [k.Send(server_name(shard), message) for message in sent]
+
+    def _entry(self, kind: str, *facts: Any, **more: Any) -> m.Commit:
+        more |= {"stable": self.stable, "since": self.since}
+        return m.Commit(self.epoch, self.version + 1, kind, *facts, **more)
 
     def _due_fences(self) -> tuple[tuple[int, int], ...]:
         fences, self.fences = tuple(self.fences), []

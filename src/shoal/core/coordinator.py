@@ -18,6 +18,7 @@ from shoal.core.dispatch import Dispatch
 from shoal.core.foresight import Foresight
 from shoal.core.formation import Formation
 from shoal.core.membership import COMPUTING, DECLARED, IDLE, JOINED, PARKED, READY, Member, Membership
+from shoal.core.recovery import Recovery
 from shoal.core.release import Releases
 from shoal.core.saving import Savings
 from shoal.core.silence import Watch
@@ -26,7 +27,9 @@ from shoal.policy import Go, Policy
 from shoal.vocabulary import TableSpec, node_number, server_name, worker_name
 from shoal.wire import messages as m
 
-FORMING, RUNNING, STOPPED = "forming", "running", "stopped"
+FORMING, RECOVERING, RUNNING, STOPPED = "forming", "recovering", "running", "stopped"
+
+NUMBERS_PER_EPOCH = 1 << 20  # incarnations and leases: those of a later epoch are above those of an earlier one
 
 
 @dataclass
@@ -36,6 +39,7 @@ class Coordinator:
     job: Job
     epoch: int = 1
     clock_at_start: int = 0  # above 0 when the job goes on from a snapshot
+    recovers: bool = False  # the job may be under way: take over from a coordinator of an older epoch
     pid: int = 0
     phase: str = FORMING
     clock: int = 0  # the open clock of a lockstep policy
@@ -47,6 +51,7 @@ class Coordinator:
     releases: Releases = field(init=False)
     savings: Savings = field(init=False)
     watch: Watch = field(init=False)
+    recovery: Recovery = field(init=False)
     started_at: int | None = None
     waiting: str = ""  # what the job waits for, in words
 
@@ -57,6 +62,14 @@ class Coordinator:
         self.releases = Releases(self.log, self.membership, self.dispatch)
         self.savings = Savings(self.job.servers)
         self.watch = Watch(self.job.limits)
+        self.recovery = Recovery(self.epoch, self.job.servers)
+        if self.recovers:
+            self.phase, self.membership.incarnations = RECOVERING, self.first_number
+
+    @property
+    def first_number(self) -> int:
+        """Of incarnations and leases that are this epoch's own."""
+        return self.epoch * NUMBERS_PER_EPOCH if self.recovers else 0
 
     @property
     def spec(self) -> TableSpec | None:
@@ -93,8 +106,14 @@ class Coordinator:
 
     def _received(self, source: str, message: m.Message, now: int) -> list[k.Effect]:
         match message:
+            case m.Register() if self.phase == RECOVERING:
+                return [*self.formation.register(message, now), k.Send(source, m.Recover(self.epoch))]
             case m.Register():
                 return [*self.formation.register(message, now), *self.log.repeat(message.server)]
+            case m.Recovered() if self.phase == RECOVERING:
+                return self._recovered(message, now)
+            case m.Resume():
+                return self._resume(source, message, now)
             case m.Join():
                 return self._join(source, message, now)
             case m.Created(shard=shard) | m.Applied(shard=shard) | m.Norms(shard=shard) | m.Saved(shard=shard) if (
@@ -139,13 +158,16 @@ class Coordinator:
         member = self.membership.find(worker, incarnation)
         if member is None:
             if isinstance(message, m.Leave):
-                return [k.Send(source, m.Left(worker, incarnation))]
-            reason = (
-                f"worker {worker} (incarnation {incarnation}) is no longer a member of job {self.job.name}: it was "
-                f"silent for too long or another process took its place. Start it again to join anew"
-            )
-            return [k.Send(source, m.Fenced(worker, incarnation, reason))]
+                self.recovery.gone.add((worker, incarnation))
+                return [k.Send(source, m.Left(worker, incarnation)), *self._take_over(now)]
+            if self.phase == RECOVERING and (worker, incarnation) in self.recovery.heard:
+                return []  # it will be told
+            if self.recovers and incarnation < self.first_number:
+                return [k.Send(source, m.Introduce(worker, incarnation, self.epoch))]
+            return [k.Send(source, m.Fenced(worker, incarnation, self._fenced(worker, incarnation)))]
         member.heard_at = now
+        if self.phase == RECOVERING and not isinstance(message, m.Heartbeat | m.Leave):
+            return []  # it will ask again
         match message:
             case m.Declare():
                 return self._declare(member, message, now)
@@ -172,9 +194,19 @@ class Coordinator:
             case _:
                 return []
 
+    def _fenced(self, worker: int, incarnation: int) -> str:
+        return (
+            f"worker {worker} (incarnation {incarnation}) is no longer a member of job {self.job.name}: it was "
+            f"silent for too long or another process took its place. Start it again to join anew"
+        )
+
     # --- forming the job ----------------------------------------------------------------------
 
     def _join(self, source: str, join: m.Join, now: int) -> list[k.Effect]:
+        if self.phase == RECOVERING:
+            if join.rank < 0:
+                return []  # which places are free will be known soon
+            self.recovery.succeed(join.rank)
         effects: list[k.Effect] = []
         member = self.membership.holder(join)
         if member is not None and member.nonce != join.nonce:
@@ -241,6 +273,65 @@ class Coordinator:
             return self.clock
         others = [item.clock for item in self.membership.members.values() if item.busy or item.state == IDLE]
         return min(others, default=self.clock)
+
+    # --- taking over --------------------------------------------------------------------------
+
+    def _recovered(self, recovered: m.Recovered, now: int) -> list[k.Effect]:
+        """A shard has told what it knows; once all have, the log is known, and goes on."""
+        recovery = self.recovery
+        if not recovery.answered(recovered):
+            return []
+        if recovery.spec is None:
+            return self._stop(f"the coordinator of job {self.job.name} died before the job began: start it again")
+        accounts = recovery.learn()
+        recovery.until = now + self.job.limits.lease_ms
+        self.formation.recover(recovery.spec)
+        effects = self.log.recover(recovery.version, accounts.updated, recovery.entries(), now)
+        return effects + self._take_over(now)
+
+    def _resume(self, source: str, resume: m.Resume, now: int) -> list[k.Effect]:
+        """A worker says how far it is: one that is known, one of an older epoch, or one that is dead."""
+        worker, incarnation = resume.worker, resume.incarnation
+        member = self.membership.members.get(worker)
+        if member is not None and member.incarnation == incarnation:
+            member.heard_at = now
+            return [k.Send(source, m.Resumed(worker, incarnation, self.epoch))] if self.phase == RUNNING else []
+        if self.phase == RECOVERING and member is None:
+            self.recovery.resume(resume)
+            return self._take_over(now)
+        # Its place is lost. What it has staged, and may stage yet, is shut out.
+        self.log.fence(worker, incarnation)
+        effects: list[k.Effect] = [k.Send(source, m.Fenced(worker, incarnation, self._fenced(worker, incarnation)))]
+        return effects + (self.releases.append(self.log.cut(), [], now) if self.phase == RUNNING else [])
+
+    def _take_over(self, now: int) -> list[k.Effect]:
+        """Begin to decide, once the log is known and every worker has resumed, or is taken for dead."""
+        recovery = self.recovery
+        if self.phase != RECOVERING or recovery.accounts is None or (recovery.missing() and now < recovery.until):
+            return []
+        assert self.policy is not None
+        self.phase, self.clock = RUNNING, max(recovery.clock(), self.clock_at_start + 1)
+        for worker, incarnation in sorted(recovery.dead()):
+            self.log.fence(worker, incarnation)
+        adopted = [recovery.member(resume, now, self.clock, self.policy.lockstep) for resume in recovery.living()]
+        self.membership.members.update({member.worker: member for member in adopted})
+        self.membership.empty_at = None if self.membership.members else now
+        self.dispatch.recover(recovery.accounts.spans, adopted, self.first_number)
+        effects: list[k.Effect] = [
+            k.Log(
+                f"the coordinator of epoch {self.epoch} goes on at version {self.log.version}, "
+                f"with {len(adopted)} workers"
+            )
+        ]
+        if self.log.fences:
+            effects += self.releases.append(self.log.cut(), [], now)
+        effects += [
+            k.Send(worker_name(member.worker), m.Resumed(member.worker, member.incarnation, self.epoch))
+            for member in adopted
+        ]
+        if declared := self.formation.declared():
+            effects += self._admit(declared, now)
+        return effects + self._decide(now)
 
     # --- deciding -----------------------------------------------------------------------------
 
@@ -392,6 +483,13 @@ class Coordinator:
         assert self.started_at is not None
         if self.watch.slept(now):
             self.membership.excuse(now)
+            self.started_at = now
+        absent = [index for index in range(self.job.servers) if index not in self.membership.servers]
+        if self.phase == RECOVERING and absent and now - self.started_at >= limits.lease_ms:
+            return self._stop(
+                f"servers {absent} did not come back to the coordinator of epoch {self.epoch} within "
+                f"{limits.lease_ms / 1000:g} s (SHOAL_LEASE_MS): resume job {self.job.name} from its last snapshot"
+            )
         if self.phase == FORMING and now - self.started_at >= limits.start_ms:
             return self._stop(
                 f"job {self.job.name} did not start within {limits.start_ms / 1000:g} s: {self.formation.missing()}"
@@ -414,7 +512,20 @@ class Coordinator:
             effects += self._remove(member, f"worker {member.worker} is declared dead: {reason}", now)
         if self.phase == FORMING:
             effects += self.formation.create_again(now)
+        if self.phase == RECOVERING:
+            effects += self._recover_again(now)
         return effects + self._foresee() + self.log.resend(now, limits.resend_ms)
+
+    def _recover_again(self, now: int) -> list[k.Effect]:
+        """Ask servers again that have not answered; do not wait for workers for ever."""
+        recovery = self.recovery
+        if recovery.accounts is not None:
+            return self._take_over(now)
+        if now - recovery.asked_at < self.job.limits.resend_ms:
+            return []
+        recovery.asked_at = now
+        silent = [server for server in self.membership.servers if server not in recovery.answers]
+        return [k.Send(server_name(server), m.Recover(self.epoch)) for server in silent]
 
     def _foresee(self) -> list[k.Effect]:
         """Someone has been awaited for a tick: what the others brought can be combined meanwhile."""

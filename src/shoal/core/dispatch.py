@@ -6,12 +6,12 @@ clock, so the same seeds give the same batches whatever the order in which reque
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from shoal.core import machine as k
 from shoal.core.membership import COMPUTING, IDLE, Member
-from shoal.ledger import Ledger
+from shoal.ledger import Ledger, Span
 from shoal.vocabulary import Dataset, Lease, worker_name
 from shoal.wire import messages as m
 
@@ -23,11 +23,13 @@ class Dispatch:
     """The ledger of the job's training set, once a worker has opened it."""
 
     ledger: Ledger | None = None
+    spans: Mapping[int, Sequence[Span]] = field(default_factory=dict)  # committed before this coordinator began
+    identities: int = 0  # of leases before its own
 
     def open(self, dataset: Dataset) -> str:
         """Open the training set, or check that it is the one that is open; returns what is wrong."""
         if self.ledger is None:
-            self.ledger = Ledger(dataset)
+            self.ledger = Ledger.recovered(dataset, self.spans, (), self.identities)
         known = self.ledger.dataset
         if known != dataset:
             return (
@@ -35,6 +37,16 @@ class Dispatch:
                 f"opened alike by every worker (use a plain DataLoader for validation)"
             )
         return ""
+
+    def recover(self, spans: Mapping[int, Sequence[Span]], members: Sequence[Member], identities: int) -> None:
+        """Go on where a coordinator of an older epoch was.
+
+        spans: samples committed, by data epoch; identities: above all that it gave to leases.
+        """
+        self.spans, self.identities = spans, identities
+        for request in [member.request for member in members if member.request is not None][:1]:
+            held = [(member.worker, lease) for member in members for lease in member.leases]
+            self.ledger = Ledger.recovered(request.dataset, spans, held, identities)
 
     def ask(
         self, member: Member, request: m.LeaseRequest, members: Sequence[Member], waiting: str

@@ -49,7 +49,7 @@ class Formation:
         if len(self.membership.servers) < self.job.servers:
             return []
         addresses = tuple(self.membership.servers[index].address for index in range(self.job.servers))
-        return [k.Send(to, m.Welcome(member.worker, member.incarnation, member.nonce, addresses))]
+        return [k.Send(to, m.Welcome(member.worker, member.incarnation, member.nonce, addresses, self.epoch))]
 
     def declare(self, spec: TableSpec) -> str:
         """The first declaration is the job's table, every other must equal it; returns what is wrong."""
@@ -61,6 +61,12 @@ class Formation:
                 return str(error)
             self.spec = spec
         return "" if spec == self.spec else _difference(self.spec, spec)
+
+    def recover(self, spec: TableSpec) -> None:
+        """The table of a job that is under way: every server has it."""
+        self.spec, self.policy = spec, from_spec(spec.policy)
+        for server in self.membership.servers.values():
+            server.created = True
 
     def declared(self) -> list[Member]:
         """Members that have declared the table and have no parameters yet."""

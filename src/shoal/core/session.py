@@ -53,7 +53,12 @@ class Session:
     servers: tuple[str, ...] = ()
     parked: str = ""  # a key of WAITS_FOR, or "" while the training thread computes
     request: m.Message | None = None  # what the coordinator still has to answer
+    asked: m.Message | None = None  # the same, kept until the training thread goes on: a new coordinator is asked again
+    epoch: int = 0  # the coordinator's
+    nonce: int = 0
+    pid: int = 0
     finish: Finish | None = None  # given, and waiting for the last blocks to be staged
+    finishing: Finish | None = None  # the same, until its step is over
     whole: bool = False  # near servers were sent no word of this contribution: all of it lies where they look
     released: m.Released | None = None
     early: bool = False  # the first release came before the training thread waited for it
@@ -61,6 +66,9 @@ class Session:
     spare: Lease | None = None  # came with a release, not yet taken
     number: int = 0  # leases asked for
     data_epoch: int = 0
+    dataset: Dataset | None = None
+    held: dict[int, Lease] = field(default_factory=dict)  # leases that the training thread has, by identity
+    ended: int = -1  # the last data epoch that is over
     snapshots: int = 0  # asked for
     near: tuple[int, ...] = ()  # servers that memory is shared with
     unattached: set[int] = field(default_factory=set)  # those of them that have not answered yet
@@ -96,7 +104,7 @@ class Session:
             case k.Tick():
                 return self._tick(now)
             case k.Regained(peer):
-                return self._regained(peer)
+                return self._regained(peer, now)
             case k.Lost():
                 return []  # the driver dials again; Regained follows
             case Push(blocks):
@@ -108,13 +116,13 @@ class Session:
                     courier.forget()
                 return []
             case Finish():
-                self.finish = event
+                self.finish = self.finishing = event
                 self._park("step", now)
                 return self._flush(now) + self._offer() + self._make_ready(now)
             case Take(dataset, epoch):
                 return self._take(dataset, epoch, now)
             case Begin(rank, nonce, pid, coordinator):
-                self.coordinator = coordinator
+                self.coordinator, self.nonce, self.pid = coordinator, nonce, pid
                 return self._ask("join", m.Join(rank, nonce, pid), now)
             case Declare(spec, near):
                 self.spec, self.near, self.still = spec, near, from_spec(spec.policy).still
@@ -146,14 +154,14 @@ class Session:
     # --- commands -----------------------------------------------------------------------------
 
     def _park(self, state: str, now: int) -> None:
-        self.parked, self.parked_at, self.reason = state, now, ""
+        self.parked, self.parked_at, self.reason, self.asked = state, now, "", None
         self.pulling.start(now)
 
     def _ask(self, state: str, request: m.Message, now: int) -> list[k.Effect]:
         """Send a request to the coordinator, and again until it is answered."""
         if state:
             self._park(state, now)
-        self.request = request
+        self.request = self.asked = request
         self.asking.start(now)
         return [k.Send(COORDINATOR, request)]
 
@@ -161,14 +169,22 @@ class Session:
         return Contributor(self.worker, self.incarnation, self.clock, self.attempt)
 
     def _take(self, dataset: Dataset, epoch: int, now: int) -> list[k.Effect]:
-        self.data_epoch = epoch
+        self.data_epoch, self.dataset = epoch, dataset
         self.number += 1
+        self.held = {identity: lease for identity, lease in self.held.items() if lease.epoch >= epoch}
         if self.spare is not None and self.spare.epoch == epoch:
             lease, self.spare = self.spare, None
-            return [k.Leased(lease)]
+            return self._leased(lease)
         self.granted, self.spare = None, None
         request = m.LeaseRequest(self.worker, self.incarnation, epoch, self.number, dataset)
         return self._ask("lease", request, now)
+
+    def _leased(self, lease: Lease | None) -> list[k.Effect]:
+        if lease is None:
+            self.ended = self.data_epoch
+        else:
+            self.held[lease.identity] = lease
+        return [k.Leased(lease)]
 
     # --- messages -----------------------------------------------------------------------------
 
@@ -204,6 +220,10 @@ class Session:
             case m.Attached(shard=shard):
                 self.unattached.discard(shard)
                 return self._formed()
+            case m.Introduce(epoch=epoch):
+                return self._introduce(epoch, now)
+            case m.Resumed(epoch=epoch):
+                return self._resumed(epoch, now)
             case m.Released():
                 return self._released(message, now)
             case m.Granted():
@@ -219,10 +239,53 @@ class Session:
             case m.SnapshotDone(number=number, path=path, version=version, error=error):
                 if not self._answers(m.SnapshotRequest, number=number):
                     return []
-                self.parked, self.request = "", None
+                self.parked, self.request, self.asked = "", None, None
                 return [k.Snapshotted(path, version, error)]
             case _:
                 return []
+
+    def _introduce(self, epoch: int, now: int) -> list[k.Effect]:
+        """Tell a new coordinator how far this worker is. What the one before promised is void: it moves no further
+        until the new one says how."""
+        if epoch < self.epoch:
+            return []
+        if epoch > self.epoch:
+            self._ask_again(now)
+        spare = (self.spare,) if self.spare is not None else ()
+        resume = m.Resume(
+            self.worker,
+            self.incarnation,
+            self.nonce,
+            self.pid,
+            self.clock,
+            self.version,
+            (*self.held.values(), *spare),
+            self.dataset,
+            self.data_epoch,
+            self.number,
+            self.ended,
+            self.finishing is not None and (self.finishing.void or not self.finishing.samples),
+            self.parked == "lease",
+        )
+        return [k.Send(COORDINATOR, resume)]
+
+    def _resumed(self, epoch: int, now: int) -> list[k.Effect]:
+        """Another coordinator leads: what the one before promised and did not give is asked for again."""
+        if epoch <= self.epoch:
+            return []
+        self.epoch = epoch
+        self._ask_again(now)
+        return [k.Send(COORDINATOR, self.request)] if self.request is not None else []
+
+    def _ask_again(self, now: int) -> None:
+        """Forget what was promised; what was asked is asked again, now and then, until it is answered."""
+        self.released = self.granted = None
+        if self.parked and self.asked is not None:
+            if self.version == 0 and self.spec is not None and self.parked != "leave":
+                # Its seed may be in the log or not: either way it joins as if it came late.
+                self.asked = m.Declare(self.worker, self.incarnation, self.spec)
+            self.request = self.asked
+            self.asking.start(now)
 
     def _answers(self, kind: type[m.Message], **facts: object) -> bool:
         """Whether the request under way is of this kind and has these facts."""
@@ -231,7 +294,7 @@ class Session:
 
     def _welcome(self, welcome: m.Welcome, now: int) -> list[k.Effect]:
         self.worker, self.incarnation, self.servers = welcome.worker, welcome.incarnation, welcome.servers
-        self.parked, self.request, self.beat_at = "", None, now
+        self.parked, self.request, self.asked, self.beat_at, self.epoch = "", None, None, now, welcome.epoch
         self.silence.heard(now)
         return [k.Dial(welcome.servers)]
 
@@ -338,6 +401,8 @@ class Session:
                 released, self.released = self.released, None
                 self.version, self.clock, self.attempt = self.arrival.version, released.next_clock, 0
                 self.spare, self.finish = released.lease, None
+                for identity in self.finishing.leases if self.finishing is not None else ():
+                    self.held.pop(identity, None)
                 for courier in self.couriers:
                     courier.forget()
                 self._unpark()
@@ -351,12 +416,12 @@ class Session:
                     self.version = self.arrival.version
                 self.clock, self.attempt = granted.clock, 0
                 self._unpark()
-                return [k.Leased(granted.lease)]
+                return self._leased(granted.lease)
             case _:
                 return []
 
     def _unpark(self) -> None:
-        self.parked, self.request = "", None
+        self.parked, self.request, self.asked = "", None, None
         self.arrival.close(self.version)
 
     def _fail(self, kind: str, text: str) -> list[k.Effect]:
@@ -373,11 +438,8 @@ class Session:
             who = f"worker {self.worker}, at clock {self.clock},"
             return self._fail("JobError", blame(who, self.coordinator, self.coordinator_pid, silent_ms))
         effects: list[k.Effect] = []
-        if self.incarnation >= 0 and now - self.beat_at >= self.limits.heartbeat_ms:
-            self.beat_at = now
-            # The driver fills in the bytes: they are counted where they flow.
-            name = f"worker/{self.worker}"
-            effects.append(k.Send(COORDINATOR, m.Heartbeat(name, self.incarnation, 0, 0, self.version)))
+        if now - self.beat_at >= self.limits.heartbeat_ms:
+            effects += self._beat(now)
         if self.parked and self.request is not None and self.asking.due(now):
             effects.append(k.Send(COORDINATOR, self.request))
         if self.unattached and self.attaching.due(now):
@@ -388,10 +450,19 @@ class Session:
             effects += self._pull(range(len(self.servers)))
         return effects
 
-    def _regained(self, peer: str) -> list[k.Effect]:
+    def _beat(self, now: int) -> list[k.Effect]:
+        """A sign of life. The driver fills in the bytes: they are counted where they flow."""
+        if self.incarnation < 0:
+            return []
+        self.beat_at = now
+        heartbeat = m.Heartbeat(f"worker/{self.worker}", self.incarnation, 0, 0, self.version)
+        return [k.Send(COORDINATOR, heartbeat)]
+
+    def _regained(self, peer: str, now: int) -> list[k.Effect]:
         """A connection is back: repeat at once what its loss may have swallowed."""
         if peer == COORDINATOR:
-            return [k.Send(COORDINATOR, self.request)] if self.parked and self.request is not None else []
+            again = [k.Send(COORDINATOR, self.request)] if self.parked and self.request is not None else []
+            return [*again, *self._beat(now)]  # it may be a new one, and must know of this worker soon
         for server, courier in enumerate(self.couriers):
             if peer == server_name(server):
                 return courier.resend(self._identity()) + (self._pull([server]) if self._awaited() else [])

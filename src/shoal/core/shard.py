@@ -14,6 +14,7 @@ import msgspec
 
 from shoal.config import Limits
 from shoal.core import machine as k
+from shoal.core.accounts import Accounts
 from shoal.core.silence import Silence, blame
 from shoal.errors import ProtocolError
 from shoal.optim import phases
@@ -48,6 +49,14 @@ class Progress:
     norms: m.Norms | None = None  # sent, and waiting for its Factors
 
 
+@dataclass(frozen=True)
+class Kept:
+    """An entry that a new coordinator may have to repeat to other shards, and its factors as far as they are known."""
+
+    commit: m.Commit
+    factors: tuple[tuple[str, tuple[float, ...]], ...] = ()
+
+
 @dataclass
 class Reader:
     """A worker that copies the parameters of this version out of shared memory."""
@@ -68,9 +77,9 @@ class Shard:
     blocks: tuple[int, ...] = ()
     staged: dict[Contributor, set[int]] = field(default_factory=dict)
     awaited: dict[Contributor, int] = field(default_factory=dict)  # number of blocks that the coordinator waits for
-    closed: dict[int, tuple[int, int]] = field(default_factory=dict)  # worker -> (incarnation, clock) settled
-    fenced: dict[int, int] = field(default_factory=dict)  # worker -> incarnation
+    accounts: Accounts = field(default_factory=Accounts)
     pending: dict[int, m.Commit] = field(default_factory=dict)
+    kept: dict[int, Kept] = field(default_factory=dict)  # applied, and perhaps not yet by every shard
     progress: Progress | None = None
     running: k.Task | None = None
     near: dict[int, int] = field(default_factory=dict)  # worker -> incarnation that shares memory with this shard
@@ -105,7 +114,9 @@ class Shard:
                 self.silence.heard(now)
                 return [k.Send(COORDINATOR, self.register)]
             case k.Regained(peer) if peer == COORDINATOR and self.register is not None:
-                return [k.Send(COORDINATOR, msgspec.structs.replace(self.register, version=self.version))]
+                self.registered, self.asked_at = False, now  # there: it may be a new one
+                self.register = msgspec.structs.replace(self.register, version=self.version)
+                return [k.Send(COORDINATOR, self.register)]
             case _:
                 return []
 
@@ -125,7 +136,12 @@ class Shard:
     def settled(self, who: Contributor) -> bool:
         """Whether this contribution's fate is sealed: nothing of it is taken any more."""
         fenced = who.incarnation <= self.fenced.get(who.worker, -1)
-        return fenced or (who.incarnation, who.clock) <= self.closed.get(who.worker, (-1, -1))
+        return fenced or (who.incarnation, who.clock) <= self.accounts.closed.get(who.worker, (-1, -1))
+
+    @property
+    def fenced(self) -> dict[int, int]:
+        """Worker -> incarnations up to this one are shut out."""
+        return self.accounts.fenced
 
     # --- messages -----------------------------------------------------------------------------
 
@@ -152,6 +168,8 @@ class Shard:
                 return self._release(worker) if over else []
             case m.Create():
                 return self._create(message)
+            case m.Recover(epoch):
+                return self._recover(epoch)
             case m.Registered(epoch):
                 self.registered = True
                 self.epoch = max(self.epoch, epoch)
@@ -229,6 +247,35 @@ class Shard:
         moved = m.Moved(self.index, pull.worker, pull.incarnation, asked=pull.version, version=self.version)
         return [k.Send(worker_name(pull.worker), moved)]
 
+    def _recover(self, epoch: int) -> list[k.Effect]:
+        """A new coordinator takes over: tell it what is in the log, as far as it came here."""
+        if epoch < self.epoch:
+            return []
+        self.epoch = epoch
+        entries = self.kept | {seq: Kept(commit) for seq, commit in self.pending.items()}
+        if self.progress is not None:
+            entries[self.progress.commit.seq] = Kept(self.progress.commit, self.progress.factors)
+        known = self.accounts
+        return [
+            k.Send(
+                COORDINATOR,
+                m.Recovered(
+                    self.index,
+                    epoch,
+                    self.version,
+                    known.updated,
+                    self.spec,
+                    tuple(entries[seq].commit for seq in sorted(entries)),
+                    tuple((worker, *closed) for worker, closed in sorted(known.closed.items())),
+                    tuple((worker, *used) for worker, used in sorted(known.used.items())),
+                    tuple(sorted(known.fenced.items())),
+                    tuple(sorted(known.released.items())),
+                    known.accounted,
+                    tuple((seq, *factor) for seq, entry in sorted(entries.items()) for factor in entry.factors),
+                ),
+            )
+        ]
+
     # --- shared memory ------------------------------------------------------------------------
 
     def _attach(self, worker: int, incarnation: int) -> list[k.Effect]:
@@ -259,8 +306,8 @@ class Shard:
         """Start the next commit if it is here and nothing else is under way."""
         effects: list[k.Effect] = []
         while self.progress is None and self.running is None and self.version + 1 in self.pending:
-            if self._held(self.pending[self.version + 1]):
-                break
+            if self._held(self.pending[self.version + 1]) or self.pending[self.version + 1].epoch < self.epoch:
+                break  # what an older epoch left counts once the new coordinator repeats it
             commit = self.pending.pop(self.version + 1)
             assert self.spec is not None, "a commit cannot come before its table"
             rule_phases = phases.phases(self.spec) if commit.kind == "update" and commit.contributors else ()
@@ -311,20 +358,20 @@ class Shard:
     def _finish(self) -> list[k.Effect]:
         """The commit is applied: publish the version, settle what it closes, say so."""
         assert self.progress is not None
-        commit, self.progress = self.progress.commit, None
+        commit, factors, self.progress = self.progress.commit, self.progress.factors, None
         self.version = commit.seq
         effects: list[k.Effect] = [
             self._publish(worker, incarnation, self.blocks)
             for worker, incarnation in commit.release
             if self.blocks
         ]
+        self.accounts.add(commit)
+        self.kept[commit.seq] = Kept(commit, factors)
+        self.kept = {seq: entry for seq, entry in self.kept.items() if seq > commit.stable}
         for worker, incarnation in commit.fences:
-            self.fenced[worker] = max(self.fenced.get(worker, -1), incarnation)
             if self.near.get(worker, incarnation + 1) <= incarnation:
                 del self.near[worker]
                 self.readers.pop(worker, None)
-        for worker, incarnation, clock in commit.closes:
-            self.closed[worker] = max(self.closed.get(worker, (-1, -1)), (incarnation, clock))
         settled = tuple(who for who in self.staged if self.settled(who))
         for who in settled:
             del self.staged[who]

@@ -6,7 +6,7 @@ difference between the two.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from shoal.vocabulary import Lease, TableSpec
@@ -40,6 +40,8 @@ class Books:
     accounted: dict[Sample, int] = field(default_factory=dict)  # -> seq of the commit
     sizes: dict[int, int] = field(default_factory=dict)  # samples of each data epoch that was asked for
     over: set[int] = field(default_factory=set)  # data epochs that some worker was told are over
+    log_closes: dict[Who, int] = field(default_factory=dict)  # clock settled, when the last coordinator fell
+    resumes: dict[Who, m.Resume] = field(default_factory=dict)
     least: dict[tuple[int, int, int], int] = field(default_factory=dict)  # worker, incarnation, clock -> version
 
     def told(self, message: m.Message) -> None:
@@ -50,6 +52,8 @@ class Books:
                 current = seat is not None and (seat.incarnation, seat.clock) == (who.incarnation, who.clock)
                 if current and not self.leases.keys() >= set(leases):
                     self._take_back((who.worker, who.incarnation))  # its gradient is not used: see none_forgotten
+            case m.Resume() as resume:
+                self.resumes[resume.worker, resume.incarnation] = resume
             case m.LeaseRequest(worker=worker, incarnation=incarnation, number=number, epoch=epoch):
                 seat = self.seats.get(worker)
                 if seat is None or seat.incarnation != incarnation:
@@ -62,6 +66,10 @@ class Books:
     def said(self, message: m.Message, new: bool) -> None:
         """The coordinator sends this. new: a commit that is not a repetition."""
         match message:
+            case m.Resumed(worker=worker, incarnation=incarnation):
+                resume = self.resumes.pop((worker, incarnation), None)
+                if resume is not None and resume.version and worker not in self.seats:
+                    self._resumed(resume)
             case m.Released(worker=worker, incarnation=incarnation, next_clock=clock, lease=lease):
                 seat = self._seat(worker, incarnation)
                 seat.clock = max(seat.clock, clock)
@@ -79,6 +87,38 @@ class Books:
                 self._grant((worker, incarnation), lease)
             case m.Commit() if new:
                 self._commit(message)
+
+    def forget(self, log: Sequence[m.Commit]) -> None:
+        """The coordinator is gone: only the log is left, until the workers say what they hold."""
+        version = len(log)
+        self.log_closes = {(worker, incarnation): clock for entry in log for worker, incarnation, clock in entry.closes}
+        self.seats, self.leases = {}, {}
+        self.accounted = {sample: seq for sample, seq in self.accounted.items() if seq <= version}
+        self.least = {who: least for who, least in self.least.items() if least <= version}
+        self.over = {
+            epoch for epoch in self.over if all((epoch, at) in self.accounted for at in range(self.sizes.get(epoch, 0)))
+        }
+
+    def _resumed(self, resume: m.Resume) -> None:
+        """A worker takes its seat again under a new coordinator, with what it holds and is not accounted for."""
+        who = (resume.worker, resume.incarnation)
+        seat = self._seat(*who)
+        closed = self.log_closes.get(who, -1)
+        seat.clock = max(closed + 1, resume.clock)
+        seat.ended, seat.released, seat.waits = resume.ended, resume.clock, resume.waiting
+        if resume.dataset is not None:
+            seat.asked = m.LeaseRequest(*who, resume.data_epoch, resume.number, resume.dataset)
+        open_clock = max([1, *(clock + 1 for clock in self.log_closes.values())])
+        lockstep = self.spec.policy.kind == "sync"
+        late = lockstep and not resume.waiting and closed < resume.clock < open_clock
+        for lease in resume.leases:
+            counted = any(sample in self.accounted for sample in lease_samples(lease))
+            held = [self.holder(sample) for sample in lease_samples(lease)]
+            later = any(other is not None and other[1].identity > lease.identity for other in held)
+            if not (late or counted or later or lease.epoch < resume.data_epoch):
+                for other in [other for _, other in (item for item in held if item is not None)]:
+                    self.leases.pop(other.identity, None)  # it was given away since
+                self.leases[lease.identity] = self.granted[lease.identity] = (who, lease)
 
     def busy(self) -> list[Seat]:
         """Members that policies count."""

@@ -16,8 +16,8 @@ from shoal.vocabulary import Weighted
 from shoal.wire import messages as m
 
 FIGURES = (
-    "events", "commits", "crashes", "frozen", "fenced", "lost", "duplicated", "ghosts", "forged", "breaks", "silent",
-    "stopped",
+    "events", "commits", "crashes", "frozen", "fenced", "lost", "duplicated", "ghosts", "forged", "breaks", "falls",
+    "silent", "stopped",
 )  # fmt: skip
 
 
@@ -64,6 +64,7 @@ def _figures(worlds: list[World]) -> Counter[str]:
             ghosts=network.ghosts,
             forged=figures.forged,
             breaks=figures.breaks,
+            falls=figures.falls,
             silent=figures.silent,
             stopped=figures.stopped,
         )

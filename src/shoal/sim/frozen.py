@@ -34,4 +34,4 @@ class Frozen:
 
     def may_give_up(self, node: str, now: int) -> bool:
         """Whether the coordinator was really silent for as long as that."""
-        return now - self.heard_at.get(node, now) >= self.lease_ms
+        return now - self.heard_at.get(node, 0) >= self.lease_ms  # 0: never, since it began

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
+
 from shoal.core import machine as k
 from shoal.sim import rules
 from shoal.sim import trace as t
@@ -44,7 +46,8 @@ def one_log(trace: t.Trace, fact: t.Fact) -> Complaint:
         case t.Said(message=m.Commit() as commit):
             if commit.seq > len(trace.log) + 1:
                 return f"the coordinator sent entry {commit.seq} before entry {len(trace.log) + 1}"
-            if commit.seq <= len(trace.log) and commit != trace.log[commit.seq - 1]:
+            known = trace.log[commit.seq - 1] if commit.seq <= len(trace.log) else commit
+            if msgspec.structs.replace(commit, epoch=known.epoch, since=known.since) != known:
                 return f"the coordinator changed entry {commit.seq}: {trace.log[commit.seq - 1]} became {commit}"
     return None
 
@@ -125,8 +128,9 @@ def acknowledged_dropped(trace: t.Trace, fact: t.Fact) -> Complaint:
 def saved_once(trace: t.Trace, fact: t.Fact) -> Complaint:
     """A snapshot is written at one version, however often it is asked for."""
     match fact:
-        case t.Said(message=m.Commit(seq=seq, save=path)) if path and seq > len(trace.log):
-            earlier = [entry.seq for entry in trace.log if entry.save == path]
+        case t.Said(message=m.Commit(epoch=epoch, seq=seq, save=path)) if path and seq > len(trace.log):
+            # A new coordinator does not know who asked: it may have the same snapshot written again.
+            earlier = [entry.seq for entry in trace.log if entry.save == path and entry.epoch == epoch]
             if earlier:
                 return f"snapshot {path} is written at version {seq} and at version {earlier[0]}"
     return None

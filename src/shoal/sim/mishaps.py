@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from shoal.core import machine as k
 from shoal.sim import trace as t
 from shoal.sim.frozen import FOR_GOOD, PATIENCE_MS
-from shoal.sim.scenario import Crash, Cut, Freeze
+from shoal.sim.scenario import Crash, Cut, Fall, Freeze
 from shoal.vocabulary import COORDINATOR, Weighted, node_number, server_name
 from shoal.wire import messages as m
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shoal.sim.world import World
 
 NOTICE_MS = (0, 30)  # until a node hears that a connection broke or is back
+FOUND_MS = (1, 120)  # until a node has found the new coordinator
 LATE_MS = (20, 1500)  # until what a killed worker sent last arrives once more
 FORGERY_MS = (40, 400)  # between two messages of a coordinator of an older epoch
 
@@ -38,6 +39,8 @@ class Mishaps:
                 self._world.at(cut.start_ms, partial(self._break, cut))
         for freeze in scenario.freezes:
             self._world.at(freeze.at_ms, partial(self._freeze, freeze))
+        for fall in scenario.falls:
+            self._world.at(fall.at_ms, partial(self._fall, fall))
         if scenario.links.ghost_chance:
             self._world.after(FORGERY_MS, self._forge)
 
@@ -58,6 +61,24 @@ class Mishaps:
         if crash.restart_after_ms is not None or needed:
             wait = crash.restart_after_ms or 30
             self._world.relaunch(crash.rank, (wait, wait))
+
+    def _fall(self, fall: Fall) -> None:
+        """The coordinator is killed; everybody loses it, and finds the one that takes its place."""
+        world = self._world
+        if world.headless or world.frozen.until(COORDINATOR, world.now) is not None or not world.begun:
+            return
+        world.fall()
+        nodes = [*(life.name for life in world.lives.values()), *(server_name(item.index) for item in world.servers)]
+        for node in nodes:
+            world.after(NOTICE_MS, partial(self._notice, node, k.Lost(COORDINATOR)))
+        world.at(world.now + fall.back_after_ms, self._rise)
+
+    def _rise(self) -> None:
+        world = self._world
+        world.rise()
+        nodes = [*(life.name for life in world.lives.values()), *(server_name(item.index) for item in world.servers)]
+        for node in nodes:
+            world.after(FOUND_MS, partial(self._notice, node, k.Regained(COORDINATOR)))
 
     def _freeze(self, freeze: Freeze) -> None:
         """SIGSTOP: the node does nothing; without a coordinator nobody may wait for ever."""
@@ -103,7 +124,7 @@ class Mishaps:
         if self._world.now > 2 * self._world.scenario.heals_at_ms:
             return
         server = self._rng.choice(self._world.servers)
-        shard, older = server.shard, self._world.coordinator.epoch - 1
+        shard, older = server.shard, server.shard.epoch - 1
         if shard.spec is not None and shard.version > 0:
             self._world.figures.forged += 1
             staged = tuple(Weighted(who, t.FORGED) for who in sorted(shard.staged)[:2])

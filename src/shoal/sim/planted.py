@@ -145,6 +145,36 @@ class CompletesTooSoon(Shard):
         return super()._completed(who)
 
 
+class KeepsOldEntries(Shard):
+    """Applies what an older coordinator left, though the new one may have put something else in its place."""
+
+    def _advance(self) -> list[k.Effect]:
+        self.pending = {
+            seq: msgspec.structs.replace(commit, epoch=self.epoch) for seq, commit in self.pending.items()
+        }
+        return super()._advance()
+
+
+class ForgetsFactors(Shard):
+    """Tells a new coordinator of the entries it has applied, but not with which factors."""
+
+    def _recover(self, epoch: int) -> list[k.Effect]:
+        return [
+            k.Send(effect.to, msgspec.structs.replace(effect.message, factors=()))
+            if isinstance(effect, k.Send) and isinstance(effect.message, m.Recovered)
+            else effect
+            for effect in super()._recover(epoch)
+        ]
+
+
+class ForgetsItsAccounts(Shard):
+    """Tells a new coordinator nothing of the samples that are accounted for."""
+
+    def _recover(self, epoch: int) -> list[k.Effect]:
+        self.accounts.spans.clear()
+        return super()._recover(epoch)
+
+
 class ServesForEver(Shard):
     """Does not mind a coordinator that says nothing."""
 
@@ -154,6 +184,14 @@ class ServesForEver(Shard):
 
 
 # --- sessions -----------------------------------------------------------------------------------
+
+
+class TrustsTheFallen(Session):
+    """Goes on as the last coordinator promised, though the new one may know nothing of it."""
+
+    def _ask_again(self, now: int) -> None:
+        if self.released is None and self.granted is None:
+            super()._ask_again(now)
 
 
 class ReadyTooSoon(Session):
@@ -318,6 +356,26 @@ class TakesOffers(Coordinator):
         return self._ready(member, offer.ready, 0)
 
 
+class TakesOverAlone(Coordinator):
+    """Begins to decide without waiting for the workers to say what they hold."""
+
+    def _take_over(self, now: int) -> list[k.Effect]:
+        self.recovery.until = now
+        return super()._take_over(now)
+
+
+class DropsWhatFewHave(Coordinator):
+    """Takes an entry for one that never happened, unless every shard has it."""
+
+    def _recovered(self, recovered: m.Recovered, now: int) -> list[k.Effect]:
+        applied = [answer.version for answer in (*self.recovery.answers.values(), recovered)]
+        self.recovery.answers = {
+            shard: msgspec.structs.replace(answer, version=min(applied), entries=())
+            for shard, answer in self.recovery.answers.items()
+        }
+        return super()._recovered(msgspec.structs.replace(recovered, version=min(applied), entries=()), now)
+
+
 class DealsAsAsked(Dispatch):
     """Deals samples in the order in which requests arrive."""
 
@@ -337,7 +395,7 @@ class WithLedger(Dispatch):
 
 
 def _ledger(kind: type[Ledger]) -> Machines:
-    return Machines(coordinator=lambda job: Coordinator(job, dispatch=WithLedger(kind=kind)))
+    return Machines(coordinator=lambda job, **facts: Coordinator(job, dispatch=WithLedger(kind=kind), **facts))
 
 
 PLANTS = (
@@ -366,6 +424,12 @@ PLANTS = (
     Plant("the quorum is counted wrong", "Quorum", Machines(coordinator=SmallQuorum)),
     Plant("a repeated Ready is committed again", "Exactly once", Machines(coordinator=CommitsTwice)),
     Plant("the word of the dead counts", "Fenced", Machines(coordinator=TrustsTheDead)),
+    Plant("a shard keeps what an older coordinator left", "Atomic", Machines(shard=KeepsOldEntries)),
+    Plant("a shard does not tell factors to a new coordinator", "Progress", Machines(shard=ForgetsFactors)),
+    Plant("a shard forgets which samples are accounted for", "Accounted", Machines(shard=ForgetsItsAccounts)),
+    Plant("a worker trusts the word of a coordinator that fell", "Exactly once", Machines(session=TrustsTheFallen)),
+    Plant("a new coordinator does not wait for the workers", "Progress", Machines(coordinator=TakesOverAlone)),
+    Plant("a new coordinator drops half-spread entries", "Atomic", Machines(coordinator=DropsWhatFewHave)),
     Plant("a worker waits for a silent coordinator", "Progress", Machines(session=WaitsForEver)),
     Plant("a server waits for a silent coordinator", "Progress", Machines(shard=ServesForEver)),
     Plant("a worker that was stopped blames the coordinator", "Progress", Machines(session=BlamesOthers)),
@@ -377,6 +441,6 @@ PLANTS = (
     Plant(
         "samples are dealt in order of arrival",
         "Deterministic",
-        Machines(coordinator=lambda job: Coordinator(job, dispatch=DealsAsAsked())),
+        Machines(coordinator=lambda job, **facts: Coordinator(job, dispatch=DealsAsAsked(), **facts)),
     ),
 )

@@ -75,6 +75,14 @@ class Freeze:
 
 
 @dataclass(frozen=True)
+class Fall:
+    """SIGKILL of the coordinator, and the start of another one, of the next epoch, a while later."""
+
+    at_ms: int
+    back_after_ms: int
+
+
+@dataclass(frozen=True)
 class Links:
     """What happens to a message on its way."""
 
@@ -103,6 +111,7 @@ class Scenario:
     crashes: tuple[Crash, ...]
     cuts: tuple[Cut, ...]
     freezes: tuple[Freeze, ...]
+    falls: tuple[Fall, ...]
     heals_at_ms: int
     paired: bool  # Deterministic is checked: run again under another network seed
 
@@ -154,6 +163,7 @@ def draw(seed: int) -> Scenario:
         crashes=() if paired or links is CALM else _crashes(rng, count),
         cuts=() if paired or links is CALM else _cuts(rng, count, servers),
         freezes=() if paired or links is CALM else _freezes(Random(f"freezes of {seed}"), count),
+        falls=() if links is CALM else _falls(Random(f"falls of {seed}")),
         heals_at_ms=rng.randint(800, 2400),
         paired=paired,
     )
@@ -246,6 +256,11 @@ def _cuts(rng: Random, workers: int, servers: int) -> tuple[Cut, ...]:
             Cut(start, start + rng.choice([1, 60, 300, 900]), one, rng.choice(peers), breaks=rng.random() < 0.5)
         )
     return tuple(cuts)
+
+
+def _falls(rng: Random) -> tuple[Fall, ...]:
+    count = rng.choice([0, 0, 0, 1, 1, 2, 3])
+    return tuple(Fall(rng.randint(100, 2000), rng.choice([5, 30, 150])) for _ in range(count))
 
 
 def _freezes(rng: Random, workers: int) -> tuple[Freeze, ...]:

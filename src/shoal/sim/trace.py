@@ -274,6 +274,18 @@ class Trace:
             case _:
                 pass
 
+    def forget(self, version: int) -> None:
+        """The coordinator is gone, and what no shard has heard of the log with it."""
+        del self.log[version:], self.states[version + 1 :]
+        self.committed = {who: seq for who, seq in self.committed.items() if seq <= version}
+        self.fenced = {}
+        for entry in self.log:
+            for worker, incarnation in entry.fences:
+                self.fenced[worker] = max(incarnation, self.fenced.get(worker, -1))
+        self.offers.clear()
+        self.welcomed.clear()  # whoever was, and is in no entry, is not known to the next one
+        self.books.forget(self.log)
+
     def _completed(self, complete: m.Complete) -> None:
         """An offer is as good as Ready once all shards say so."""
         ready, lacking = self.offers.get(complete.contributor, (None, set[int]()))

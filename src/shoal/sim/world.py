@@ -8,6 +8,7 @@ checked against the trace; the first that does not hold ends the run with a Viol
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from random import Random
 
 from shoal.core import machine as k
 from shoal.core import shard as sh
-from shoal.core.coordinator import Coordinator
+from shoal.core.coordinator import RUNNING, Coordinator
+from shoal.core.recovery import valid
 from shoal.core.session import Session
 from shoal.core.shard import Shard
 from shoal.errors import ProtocolError
@@ -73,6 +75,7 @@ class Figures:
     silent: int = 0  # workers and servers that gave up on the coordinator
     fenced: int = 0
     forged: int = 0
+    falls: int = 0
     breaks: int = 0
 
 
@@ -102,6 +105,8 @@ class World:
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
         self._count = 0
         self._lives_started = 0
+        self.reign = 1  # the epoch of the coordinator; what another one sent, or was sent, is lost
+        self.headless = False  # there is none
         self.starting = 0  # workers that will come yet
         self._stopped = False  # for want of a server
         self._heard_at: dict[str, int] = {server_name(server.index): 0 for server in self.servers}
@@ -122,6 +127,32 @@ class World:
             action()
         if not self._stopped:
             self._note(t.Ended({server.index: tuple(server.store.staged) for server in self.servers}))
+
+    # --- the coordinator's end, and another one's beginning ----------------------------------------
+
+    @property
+    def begun(self) -> bool:
+        """Whether the log has an entry, so that there is something to take over."""
+        return bool(self.trace.log)
+
+    def fall(self) -> None:
+        """The coordinator is gone. An entry that reached no shard never happened."""
+        self.figures.falls += 1
+        self.headless = True
+        self.reign += 1
+        self.line(COORDINATOR, "", "is killed")
+        entries: list[m.Commit] = []
+        for server in self.servers:
+            entries += [*server.shard.pending.values(), *(kept.commit for kept in server.shard.kept.values())]
+            entries += [server.shard.progress.commit] if server.shard.progress is not None else []
+        last, known = max(server.shard.version for server in self.servers), valid(entries)
+        self.trace.forget(next(seq for seq in itertools.count(last) if seq + 1 not in known))
+
+    def rise(self) -> None:
+        """A coordinator of the next epoch begins."""
+        self.headless = False
+        self.coordinator = self.machines.coordinator(self.scenario.job, epoch=self.reign, recovers=True)
+        self.line(COORDINATOR, "", f"of epoch {self.reign} begins")
 
     # --- what happens when ----------------------------------------------------------------------
 
@@ -159,6 +190,8 @@ class World:
         return (
             not self.lives
             and not self.starting
+            and not self.headless
+            and self.coordinator.phase == RUNNING
             and not self.coordinator.membership.members
             and all(server.shard.version == len(self.trace.log) for server in self.servers)
             and all(server.shard.running is None for server in self.servers)
@@ -206,6 +239,8 @@ class World:
             self.at(self.now + self.scenario.job.limits.tick_ms, partial(self._tick_worker, life))
 
     def step_coordinator(self, event: object) -> None:
+        if self.headless:
+            return
         if self.put_off(COORDINATOR, partial(self.step_coordinator, event)):
             return
         for effect in self.coordinator.step(event, self.now):
@@ -215,7 +250,8 @@ class World:
                     self._send(COORDINATOR, to, message)
                 case k.Manifest(version=version):
                     self.line(COORDINATOR, "", effect)
-                    self.after(MANIFEST_MS, partial(self.step_coordinator, k.Recorded(version)))
+                    recorded = partial(self.step_coordinator, k.Recorded(version))
+                    self.after(MANIFEST_MS, partial(self._unless_over, self.reign, recorded))
                 case k.Halt(reason=reason):
                     self._halted(reason)
                 case k.Log() | k.Begun():
@@ -226,6 +262,11 @@ class World:
     def _halted(self, reason: str) -> None:
         """The coordinator gave up: right only when a server was silent for too long, as faults may have it."""
         limits = self.scenario.job.limits
+        if self.reign > 1 and not self.trace.log:
+            self.line(COORDINATOR, "", f"gives up: {reason}")
+            self.figures.stopped += 1
+            self._stopped = True
+            return
         silent = [name for name, heard in self._heard_at.items() if self.now - heard >= limits.lease_ms]
         if not silent and not any(server.gone for server in self.servers):
             raise Violation("Progress", f"the coordinator gave up: {reason}")
@@ -308,8 +349,15 @@ class World:
     def _send(self, source: str, target: str, message: m.Message, payload: Payload | None = None) -> None:
         arrivals = self.network.arrivals(source, target, self.now)
         self.line(source, target, message, "" if arrivals else "lost")
+        led = COORDINATOR in (source, target)
         for when in arrivals:
-            self.at(when, partial(self.arrive, source, target, message, {} if payload is None else payload))
+            arrive = partial(self.arrive, source, target, message, {} if payload is None else payload)
+            self.at(when, partial(self._unless_over, self.reign, arrive) if led else arrive)
+
+    def _unless_over(self, reign: int, arrive: Callable[[], None]) -> None:
+        """What goes to or from a coordinator goes down with its connections."""
+        if reign == self.reign:
+            arrive()
 
     def arrive(self, source: str, target: str, message: m.Message, payload: Payload) -> None:
         received = k.Received(source, message)
@@ -321,7 +369,8 @@ class World:
         kind, _, number = target.partition("/")
         match kind:
             case "coordinator":
-                self._note(t.Told(source, message))
+                if not self.headless:
+                    self._note(t.Told(source, message))
                 self.step_coordinator(received)
             case "server":
                 server = self.servers[int(number)]

@@ -22,6 +22,9 @@ Who sends what to whom, in the order of a job's life:
     worker   -> coordinator  Leave               answered by  Left
     any      -> coordinator  Heartbeat           answered by  Alive (members only)
     any      -> coordinator  Report;  StatusRequest answered by Status
+    coord.   -> server       Recover             answered by  Recovered            (a new one takes over)
+    coord.   -> worker       Introduce           answered by  Resume
+    worker   -> coordinator  Resume              answered by  Resumed | Fenced
     coord.   -> any          Fenced, Stop
 
 Every request may be repeated: the answer is the same and nothing happens twice.
@@ -84,6 +87,7 @@ class Welcome(Message, frozen=True, array_like=True, tag=True):
     incarnation: int
     nonce: int
     servers: tuple[str, ...]  # addresses, by server index; empty while servers are missing
+    epoch: int = 1
 
 
 class Declare(Message, frozen=True, array_like=True, tag=True):
@@ -202,6 +206,8 @@ class Commit(Message, frozen=True, array_like=True, tag=True):
     "cut" (changes no parameter: a consistent cut for a reader, a fence, a snapshot).
     closes: per worker, contributions up to this clock are settled: free them, take no more.
     fences: per worker, incarnations up to this one may not stage any more.
+    stable: every shard has applied the entries up to this one; those after it are kept for a new coordinator.
+    since: the last entry that the coordinator of this epoch took over; what an older one sent after it is void.
     release: workers to push the parameters of this version to.
     """
 
@@ -215,6 +221,8 @@ class Commit(Message, frozen=True, array_like=True, tag=True):
     release: tuple[tuple[int, int], ...] = ()  # (worker, incarnation)
     samples: tuple[tuple[int, int, int], ...] = ()  # (data epoch, start, stop) accounted for
     save: str = ""  # directory of a snapshot of this version
+    stable: int = 0
+    since: int = 0
 
 
 class Norms(Message, frozen=True, array_like=True, tag=True):
@@ -337,6 +345,74 @@ class Granted(Message, frozen=True, array_like=True, tag=True):
     version: int
 
 
+# --- when a new coordinator takes over ------------------------------------------------------------
+
+
+class Recover(Message, frozen=True, array_like=True, tag=True):
+    """A coordinator of a new epoch asks what a shard knows. From here on the shard follows no older one."""
+
+    epoch: int
+
+
+class Recovered(Message, frozen=True, array_like=True, tag=True):
+    """What a shard knows of the log: the summary of all that it has applied, and the entries that others may lack.
+
+    version: entries applied; updated: the last of them that changed parameters; accounted: samples by data epoch.
+    """
+
+    shard: int
+    epoch: int
+    version: int
+    updated: int
+    spec: TableSpec | None
+    entries: tuple[Commit, ...]  # applied or not, in order
+    closed: tuple[tuple[int, int, int], ...]  # (worker, incarnation, clock) settled
+    used: tuple[tuple[int, int, int], ...]  # (worker, incarnation, clock) of the last contribution that was combined
+    fenced: tuple[tuple[int, int], ...]  # (worker, incarnation)
+    released: tuple[tuple[int, int], ...]  # (worker, incarnation) that were given parameters
+    accounted: tuple[tuple[int, int, int], ...]  # (data epoch, start, stop), merged
+    factors: tuple[tuple[int, str, tuple[float, ...]], ...] = ()  # (seq, phase, values) of those entries, if known
+
+
+class Introduce(Message, frozen=True, array_like=True, tag=True):
+    """The coordinator of this epoch does not know the worker yet: say how far you are."""
+
+    worker: int
+    incarnation: int
+    epoch: int
+
+
+class Resume(Message, frozen=True, array_like=True, tag=True):
+    """A worker's side of its membership: all that a new coordinator cannot know from the shards.
+
+    leases: samples it holds that are not committed, as far as it knows; dataset: None without any so far;
+    number: of its last LeaseRequest; ended: the last data epoch it was told is over; void: the contribution it
+    waits for has no gradient to use; waiting: for samples.
+    """
+
+    worker: int
+    incarnation: int
+    nonce: int
+    pid: int
+    clock: int
+    version: int  # 0: it has no parameters yet
+    leases: tuple[Lease, ...] = ()
+    dataset: Dataset | None = None
+    data_epoch: int = 0
+    number: int = 0
+    ended: int = -1
+    void: bool = False
+    waiting: bool = False
+
+
+class Resumed(Message, frozen=True, array_like=True, tag=True):
+    """The worker is a member under this epoch: what it asked and was not given it must ask again."""
+
+    worker: int
+    incarnation: int
+    epoch: int
+
+
 # --- snapshots, leaving, watching -------------------------------------------------------------
 
 
@@ -449,7 +525,7 @@ Any = (
     | Attach | Attached | Stage | Staged | Ready | Offer | Await | Complete | Foresee | Commit | Norms | Factors
     | Applied | Released | Waiting | Parameters | Copied | Pull | Moved | Refresh | LeaseRequest | Granted
     | SnapshotRequest | Saved | SnapshotDone | Leave | Left | Fenced | Stop | Heartbeat | Alive | Report
-    | StatusRequest | Status
+    | StatusRequest | Status | Recover | Recovered | Introduce | Resume | Resumed
 )  # fmt: skip
 
 __all__ = ["Any", "Block", "Message"]

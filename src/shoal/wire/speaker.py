@@ -27,7 +27,16 @@ def _coordinator(_: m.Message) -> str:
 
 
 def _shard(
-    message: m.Attached | m.Staged | m.Complete | m.Parameters | m.Moved | m.Created | m.Applied | m.Norms | m.Saved,
+    message: m.Attached
+    | m.Staged
+    | m.Complete
+    | m.Parameters
+    | m.Moved
+    | m.Created
+    | m.Applied
+    | m.Norms
+    | m.Saved
+    | m.Recovered,
 ) -> str:
     return server_name(message.shard)
 
@@ -49,7 +58,8 @@ def _worker(
     | m.LeaseRequest
     | m.SnapshotRequest
     | m.Leave
-    | m.Report,
+    | m.Report
+    | m.Resume,
 ) -> str:
     return worker_name(message.worker)
 
@@ -66,12 +76,17 @@ _SPEAKERS: dict[type[m.Message], Callable[..., str]] = {
     # A heartbeat may be on its way while a worker that asked for any rank takes the name it got.
     **dict.fromkeys((m.Hello, m.Accepted, m.Refused, m.StatusRequest, m.Heartbeat), _anyone),
     **dict.fromkeys(
-        (m.Attached, m.Staged, m.Complete, m.Parameters, m.Moved, m.Created, m.Applied, m.Norms, m.Saved), _shard
+        (
+            m.Attached, m.Staged, m.Complete, m.Parameters, m.Moved, m.Created, m.Applied, m.Norms, m.Saved,
+            m.Recovered,
+        ),
+        _shard,
     ),
     **dict.fromkeys((m.Stage, m.Ready), _contributor),
     **dict.fromkeys(
         (
             m.Declare, m.Attach, m.Copied, m.Pull, m.Refresh, m.LeaseRequest, m.SnapshotRequest, m.Leave, m.Report,
+            m.Resume,
         ),
         _worker,
     ),
@@ -82,6 +97,7 @@ _SPEAKERS: dict[type[m.Message], Callable[..., str]] = {
         (
             m.Registered, m.Welcome, m.Create, m.Declared, m.Await, m.Foresee, m.Commit, m.Factors, m.Released,
             m.Waiting, m.Granted, m.SnapshotDone, m.Left, m.Fenced, m.Stop, m.Alive, m.Status,
+            m.Recover, m.Introduce, m.Resumed,
         ),
         _coordinator,
     ),
