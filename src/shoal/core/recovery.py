@@ -111,6 +111,13 @@ class Recovery:
         expected = {who for who in self.accounts.released.items() if not self._fenced(*who)}
         return {who for who in expected - heard if who[0] not in self.succeeded}
 
+    def awaited(self) -> str:
+        """What the new coordinator still has to hear, in words."""
+        if self.accounts is None:
+            silent = [shard for shard in range(self.servers) if shard not in self.answers]
+            return f"servers {silent} have yet to tell the new coordinator what they know of the log"
+        return f"workers {sorted(worker for worker, _ in self.missing())} have yet to say what they hold"
+
     def dead(self) -> set[tuple[int, int]]:
         """(worker, incarnation) of those that do not go on, and are not shut out yet."""
         assert self.accounts is not None

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def status(coordinator: Coordinator, now: int) -> m.Status:
     """A consistent picture of the job at `now`."""
     version, ledger = coordinator.log.version, coordinator.dispatch.ledger
-    members = [m.MemberStatus(COORDINATOR, coordinator.phase, coordinator.clock, version)]
+    members = [m.MemberStatus(COORDINATOR, coordinator.phase, coordinator.clock, version, coordinator.pid)]
     for index, server in sorted(coordinator.membership.servers.items()):
         members.append(
             m.MemberStatus(
@@ -49,7 +49,7 @@ def status(coordinator: Coordinator, now: int) -> m.Status:
     return m.Status(
         job=coordinator.job.name,
         phase=coordinator.phase,
-        waiting=coordinator.formation.missing() if coordinator.phase == "forming" else coordinator.waiting,
+        waiting=_waiting(coordinator),
         policy="" if policy is None else _POLICY_TEXT[policy.kind].format(policy=policy),
         epoch=coordinator.epoch,
         version=version,
@@ -65,3 +65,14 @@ _POLICY_TEXT = {
     "bounded": "Bounded(staleness={policy.staleness})",
     "async": "Async()",
 }
+
+
+def _waiting(coordinator: Coordinator) -> str:
+    """What the job waits for, in words; "" when nothing."""
+    match coordinator.phase:
+        case "forming":
+            return coordinator.formation.missing()
+        case "recovering":
+            return coordinator.recovery.awaited()
+        case _:
+            return coordinator.waiting

@@ -8,15 +8,16 @@ script's own.
                                    wait for it to begin
     a worker exits with 1..255     the script's own verdict: the job ends with that status
     a worker is killed by signal   it is started again, max_restarts times in the whole job
-    a server or coordinator ends   JobError (StartupError before the job began), naming it and the way on,
-                                   unless all of them end with 0: then the job was told that it is over
+    the coordinator is killed      the same, once the job runs: another one takes over where it was
+    a server ends, or the          JobError (StartupError before the job began), naming it and the way on,
+    coordinator by itself          unless all of them end with 0: then the job was told that it is over
     Ctrl-C, SIGTERM, SIGHUP        the job ends with 128 + the signal's number (130 for Ctrl-C)
 
 How a node is told what it is: SHOAL_JOB, SHOAL_TOKEN (a fresh secret), SHOAL_COORDINATOR (an address),
-SHOAL_WORKERS, SHOAL_SERVERS, SHOAL_RANK (workers), SHOAL_SERVER_INDEX (servers), SHOAL_RESUME (a
-snapshot, if any), and the limits as SHOAL_<LIMIT>. Coordinator and servers print one line
-"SHOAL READY <address>" when they are, the coordinator "SHOAL BEGUN" when the job runs; what makes them
-give up, they print as "shoal: error: ...".
+SHOAL_WORKERS, SHOAL_SERVERS, SHOAL_RANK (workers), SHOAL_SERVER_INDEX (servers), SHOAL_EPOCH (a
+coordinator that takes over), SHOAL_RESUME (a snapshot, if any), and the limits as SHOAL_<LIMIT>.
+Coordinator and servers print one line "SHOAL READY <address>" when they are, the coordinator "SHOAL
+BEGUN" when the job runs; what makes them give up, they print as "shoal: error: ...".
 """
 
 from __future__ import annotations
@@ -154,13 +155,14 @@ class _Launch:
         self._watched = False  # the job's status is asked for
         self._left: tuple[str, float] | None = None  # the first node that ended with 0; the others follow by then
         self._restarts = 0
+        self._epoch = 1  # of the coordinator
         self._verdict: _Verdict | None = None
 
     def run(self) -> int:
         with self._stack as stack:
             stack.enter_context(_signals(self._events))
             stack.callback(self._end_all)
-            self._start_node(COORDINATOR, (*COORDINATOR_PROGRAM, "--listen", self._plan.listen))
+            self._start_coordinator(self._plan.listen)
             self._attend(until=lambda: bool(self._coordinator))
             if self._verdict is None:
                 stack.enter_context(published(self._record))
@@ -191,6 +193,9 @@ class _Launch:
         child = self._start(name, program, **facts)
         self._nodes.append(child)
         self._ready_by[child] = time.monotonic() + self._plan.limits.start_ms / 1000
+
+    def _start_coordinator(self, listen: str, **facts: object) -> None:
+        self._start_node(COORDINATOR, (*COORDINATOR_PROGRAM, "--listen", listen), **facts)
 
     def _start_worker(self, rank: int) -> None:
         threads = max(1, len(os.sched_getaffinity(0)) // self._plan.workers)
@@ -261,20 +266,35 @@ class _Launch:
             if not self._begun:
                 self._watch()
             return
-        restarts, allowed = self._restarts + 1, self._plan.max_restarts
-        if status < 0 and restarts <= allowed and any(node.name == COORDINATOR for node in self._nodes):
-            self._restarts = restarts
-            self._say(f"{who}; started again (restart {restarts} of {allowed})")
+        if any(node.name == COORDINATOR for node in self._nodes) and self._may_start_again(who, status):
             self._start_worker(rank)
             return
-        hint = f" and no restart is left of {allowed} (--max-restarts)" if status < 0 and restarts > allowed else ""
+        allowed = self._plan.max_restarts
+        spent = status < 0 and self._restarts >= allowed
+        hint = f" and no restart is left of {allowed} (--max-restarts)" if spent else ""
         self._say(f"{who}{hint}; the job ends with it")
         self._decide(status if status > 0 else 128 - status, settle=SETTLE_SECONDS)
 
+    def _may_start_again(self, who: str, status: int) -> bool:
+        """Whether a process that ended so is started again; what ends by itself is not."""
+        restarts, allowed = self._restarts + 1, self._plan.max_restarts
+        if self._verdict is not None or status >= 0 or restarts > allowed:
+            return False
+        self._restarts = restarts
+        self._say(f"{who}; started again (restart {restarts} of {allowed})")
+        return True
+
+    def _takes_over(self, child: Child) -> bool:
+        """Whether it is a coordinator in the place of another one: the job is under way."""
+        return child.name == COORDINATOR and self._epoch > 1
+
     def _node_ended(self, child: Child, status: int) -> None:
         who = f"{child.name} (pid {child.pid}) {_ending(status)}"
-        if self._ready_by.pop(child, None) is not None:
+        if self._ready_by.pop(child, None) is not None and not self._takes_over(child):
             self._decide(StartupError(f"{who} before it was ready{_why(child)}"))
+        elif child.name == COORDINATOR and self._begun and self._may_start_again(who, status):
+            self._epoch += 1
+            self._start_coordinator(self._coordinator, SHOAL_EPOCH=self._epoch)
         elif status != 0:
             self._decide(self._lost(f"{who}{_why(child)}"))
         elif self._left is None:  # when a job is over, all of its nodes end so
@@ -306,7 +326,9 @@ class _Launch:
         if late:
             names = ", ".join(f"{child.name} (pid {child.pid}){_why(child)}" for child in late)
             limit = f"start_ms={self._plan.limits.start_ms}"
-            self._decide(StartupError(f"not ready after {limit}: {names}; on a slow machine raise SHOAL_START_MS"))
+            why = f"not ready after {limit}: {names}; on a slow machine raise SHOAL_START_MS"
+            taking_over = any(map(self._takes_over, late))
+            self._decide(JobError(f"{why}. {self._way_on()}") if taking_over else StartupError(why))
         elif self._left is not None and self._nodes and now >= self._left[1]:
             self._decide(self._lost(self._left[0]))
 

@@ -13,7 +13,7 @@ from shoal.errors import ConfigurationError
 from shoal.storage.snapshot import read_manifest
 
 # What tells one process of a job from another; a job inside a job inherits none of it.
-_IDENTITY = ("SHOAL_COORDINATOR", "SHOAL_RANK", "SHOAL_SERVER_INDEX", "SHOAL_RESUME")
+_IDENTITY = ("SHOAL_COORDINATOR", "SHOAL_RANK", "SHOAL_SERVER_INDEX", "SHOAL_EPOCH", "SHOAL_RESUME")
 
 
 @dataclass(frozen=True)

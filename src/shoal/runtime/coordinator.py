@@ -21,12 +21,15 @@ from shoal.wire import messages as m
 
 
 class CoordinatorNode(Node):
-    """Drives a Coordinator; writes the manifests of snapshots."""
+    """Drives a Coordinator; writes the manifests of snapshots.
 
-    def __init__(self, job: Job, resume: Path | None = None, wrap: Wrap = unwrapped) -> None:
+    epoch: above 1 when it takes the place of one that died: grows with each of them.
+    """
+
+    def __init__(self, job: Job, resume: Path | None = None, wrap: Wrap = unwrapped, epoch: int = 1) -> None:
         super().__init__(COORDINATOR, job, wrap)
         clock = snapshot.read_manifest(resume).clock if resume is not None else 0
-        self._coordinator = Coordinator(job, clock_at_start=clock, pid=os.getpid())
+        self._coordinator = Coordinator(job, epoch, clock_at_start=clock, pid=os.getpid(), recovers=epoch > 1)
 
     def machine(self) -> Coordinator:
         return self._coordinator
@@ -60,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     async def start() -> Node:
         job = process.job_from()
         process.check_exposure(address, job)
-        node = CoordinatorNode(job, Path(resume) if resume else None)
+        node = CoordinatorNode(job, Path(resume) if resume else None, epoch=process.epoch_from())
         print(process.READY, await node.listen(address), flush=True)
         return node
 

@@ -43,6 +43,11 @@ def rank_from(name: str, environment: Mapping[str, str] = os.environ) -> int:
     return _whole(name, environment, -1)
 
 
+def epoch_from(environment: Mapping[str, str] = os.environ) -> int:
+    """The number in SHOAL_EPOCH: 1 for the first coordinator of a job, and one more for each that follows."""
+    return _at_least_one("SHOAL_EPOCH", environment)
+
+
 def check_exposure(address: str, job: Job) -> None:
     """Off loopback a token is required (ConfigurationError)."""
     host = address.removeprefix("tcp://")
