@@ -55,6 +55,17 @@ class Ledger:
         return ledger
 
     @property
+    def accounted(self) -> dict[int, list[Span]]:
+        """What is committed, by data epoch; of an epoch that was broken off, all of it: nobody comes back for it."""
+        found: dict[int, list[Span]] = {}
+        for epoch in range(self.epoch + 1):
+            open_spans = list(self.free if epoch == self.epoch else self.left.get(epoch, ()))
+            for _, lease in self.leased.values():
+                open_spans += lease.spans if lease.epoch == epoch else ()
+            found[epoch] = _gaps(merged(open_spans), self.dataset.size)
+        return found
+
+    @property
     def done(self) -> bool:
         """Every sample of the epoch is committed."""
         return self.committed == self.dataset.size

@@ -7,6 +7,7 @@ shard may lack them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from shoal.ledger import Span, merged
@@ -47,14 +48,19 @@ class Accounts:
     @classmethod
     def of(cls, recovered: m.Recovered) -> Accounts:
         """Those of a shard that told them."""
-        spans: dict[int, list[Span]] = {}
-        for epoch, start, stop in recovered.accounted:
-            spans.setdefault(epoch, []).append((start, stop))
         return cls(
             recovered.updated,
             {worker: (incarnation, clock) for worker, incarnation, clock in recovered.closed},
             {worker: (incarnation, clock) for worker, incarnation, clock in recovered.used},
             dict(recovered.fenced),
             dict(recovered.released),
-            spans,
+            spans_of(recovered.accounted),
         )
+
+
+def spans_of(accounted: Iterable[tuple[int, int, int]]) -> dict[int, list[Span]]:
+    """Samples by data epoch, merged, from (data epoch, start, stop)."""
+    spans: dict[int, list[Span]] = {}
+    for epoch, start, stop in accounted:
+        spans.setdefault(epoch, []).append((start, stop))
+    return {epoch: merged(found) for epoch, found in spans.items()}

@@ -13,6 +13,7 @@ import msgspec
 
 from shoal.config import Job
 from shoal.core import machine as k
+from shoal.core.accounts import spans_of
 from shoal.core.commit_log import CommitLog
 from shoal.core.dispatch import Dispatch
 from shoal.core.foresight import Foresight
@@ -20,7 +21,7 @@ from shoal.core.formation import Formation
 from shoal.core.membership import COMPUTING, DECLARED, IDLE, JOINED, PARKED, READY, Member, Membership
 from shoal.core.recovery import Recovery
 from shoal.core.release import Releases
-from shoal.core.saving import Savings
+from shoal.core.saving import Samples, Savings
 from shoal.core.silence import Watch
 from shoal.core.status import status
 from shoal.policy import Go, Policy
@@ -39,6 +40,7 @@ class Coordinator:
     job: Job
     epoch: int = 1
     clock_at_start: int = 0  # above 0 when the job goes on from a snapshot
+    samples: Samples = (None, ())  # in the log before that
     recovers: bool = False  # the job may be under way: take over from a coordinator of an older epoch
     pid: int = 0
     phase: str = FORMING
@@ -63,6 +65,8 @@ class Coordinator:
         self.savings = Savings(self.job.servers)
         self.watch = Watch(self.job.limits)
         self.recovery = Recovery(self.epoch, self.job.servers)
+        dataset, accounted = self.samples
+        self.dispatch.resume(spans_of(accounted), dataset)
         if self.recovers:
             self.phase, self.membership.incarnations = RECOVERING, self.first_number
 
@@ -463,7 +467,8 @@ class Coordinator:
         if self.phase != RUNNING:
             return self.savings.refuse(request, f"the job has not begun: {self.formation.missing()}")
         entry = self.log.cut(save=request.path)
-        self.savings.begin(request, entry, self.clock - 1)  # the clocks that are over: a resumed job begins at the next
+        # The clocks that are over: a resumed job begins at the next.
+        self.savings.begin(request, entry, self.clock - 1, self.dispatch.samples)
         return self.log.append(entry, now)
 
     def _remove(self, member: Member, why: str, now: int, parted: bool = False) -> list[k.Effect]:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from shoal.core import machine as k
 from shoal.core.membership import COMPUTING, IDLE, Member
-from shoal.ledger import Ledger, Span
+from shoal.core.saving import Samples
+from shoal.ledger import Ledger, Span, merged
 from shoal.vocabulary import Dataset, Lease, worker_name
 from shoal.wire import messages as m
 
@@ -25,11 +26,21 @@ class Dispatch:
     ledger: Ledger | None = None
     spans: Mapping[int, Sequence[Span]] = field(default_factory=dict)  # committed before this coordinator began
     identities: int = 0  # of leases before its own
+    before: Mapping[int, Sequence[Span]] = field(default_factory=dict)  # committed in the snapshot the job began from
+    before_of: Dataset | None = None
+
+    @property
+    def samples(self) -> Samples:
+        """The training set, and (data epoch, start, stop) of all its samples that are committed."""
+        dataset, found = self.before_of, self.before
+        if self.ledger is not None:
+            dataset, found = self.ledger.dataset, self.ledger.accounted
+        return dataset, tuple((epoch, *span) for epoch, spans in sorted(found.items()) for span in spans)
 
     def open(self, dataset: Dataset) -> str:
         """Open the training set, or check that it is the one that is open; returns what is wrong."""
         if self.ledger is None:
-            self.ledger = Ledger.recovered(dataset, self.spans, (), self.identities)
+            self.ledger = Ledger.recovered(dataset, self._committed(dataset), (), self.identities)
         known = self.ledger.dataset
         if known != dataset:
             return (
@@ -37,6 +48,10 @@ class Dispatch:
                 f"opened alike by every worker (use a plain DataLoader for validation)"
             )
         return ""
+
+    def resume(self, spans: Mapping[int, Sequence[Span]], dataset: Dataset | None) -> None:
+        """Go on from a snapshot in which these samples of `dataset` are committed; of another one they mean nothing."""
+        self.before, self.before_of = spans, dataset
 
     def recover(self, spans: Mapping[int, Sequence[Span]], members: Sequence[Member], identities: int) -> None:
         """Go on where a coordinator of an older epoch was.
@@ -46,7 +61,15 @@ class Dispatch:
         self.spans, self.identities = spans, identities
         for request in [member.request for member in members if member.request is not None][:1]:
             held = [(member.worker, lease) for member in members for lease in member.leases]
-            self.ledger = Ledger.recovered(request.dataset, spans, held, identities)
+            self.ledger = Ledger.recovered(request.dataset, self._committed(request.dataset), held, identities)
+
+    def _committed(self, dataset: Dataset) -> dict[int, list[Span]]:
+        """All samples of the training set that are in the log, that of the snapshot included."""
+        known = self.before_of
+        same = known is not None and (known.size, known.seed) == (dataset.size, dataset.seed)
+        before = self.before if same else {}
+        epochs = sorted({*self.spans, *before})
+        return {epoch: merged([*before.get(epoch, ()), *self.spans.get(epoch, ())]) for epoch in epochs}
 
     def ask(
         self, member: Member, request: m.LeaseRequest, members: Sequence[Member], waiting: str

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from shoal.vocabulary import Contributor, Lease, TableSpec, Weighted
+from shoal.vocabulary import Contributor, Dataset, Lease, TableSpec, Weighted
 from shoal.wire import messages as m
 
 # --- events -----------------------------------------------------------------------------------
@@ -171,13 +171,18 @@ class Free:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Every shard's file of this snapshot is complete: write what makes it one, come back with Recorded."""
+    """Every shard's file of this snapshot is complete: write what makes it one, come back with Recorded.
+
+    accounted: (data epoch, start, stop) of the samples of `dataset` in the log up to this version.
+    """
 
     path: str
     version: int
     clock: int
     files: tuple[str, ...]
     spec: TableSpec
+    dataset: Dataset | None = None
+    accounted: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True)

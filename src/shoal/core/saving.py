@@ -6,8 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from shoal.core import machine as k
-from shoal.vocabulary import TableSpec, server_name, worker_name
+from shoal.vocabulary import Dataset, TableSpec, server_name, worker_name
 from shoal.wire import messages as m
+
+Samples = tuple[Dataset | None, tuple[tuple[int, int, int], ...]]  # of this training set: (data epoch, start, stop)
 
 
 @dataclass
@@ -17,6 +19,7 @@ class Saving:
     request: m.SnapshotRequest
     commit: m.Commit
     clock: int
+    samples: Samples  # in the log up to there
     files: dict[int, str] = field(default_factory=dict)  # by shard
 
 
@@ -41,8 +44,8 @@ class Savings:
                 return [k.Send(server_name(shard), saving.commit) for shard in silent]
         return None
 
-    def begin(self, request: m.SnapshotRequest, commit: m.Commit, clock: int) -> None:
-        self.under_way[commit.seq] = Saving(request, commit, clock)
+    def begin(self, request: m.SnapshotRequest, commit: m.Commit, clock: int, samples: Samples) -> None:
+        self.under_way[commit.seq] = Saving(request, commit, clock, samples)
 
     def saved(self, saved: m.Saved, spec: TableSpec) -> list[k.Effect]:
         """One shard has written its file, or could not."""
@@ -57,7 +60,7 @@ class Savings:
         if len(saving.files) < self.shards:
             return []
         files = tuple(saving.files[shard] for shard in range(self.shards))
-        return [k.Manifest(saving.request.path, saved.seq, saving.clock, files, spec)]
+        return [k.Manifest(saving.request.path, saved.seq, saving.clock, files, spec, *saving.samples)]
 
     def recorded(self, version: int, error: str) -> list[k.Effect]:
         """The manifest is written, or could not be."""
