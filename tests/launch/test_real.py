@@ -114,29 +114,38 @@ def test_a_server_that_is_killed_in_training_ends_the_job_by_name(training: str)
         launch((training, "", "100000"), 2, 2, on_line=watcher.line, on_status=watcher.status)
 
 
-def test_a_coordinator_that_is_stopped_ends_the_job_by_name(training: str) -> None:
-    """SIGSTOP: its connections stay, and nothing comes over them."""
-    stopped: list[float] = []
+def hung(training: str, steps: str, restarts: int) -> tuple[int, Watcher]:
+    """A job whose coordinator is stopped at version 3. SIGSTOP: its connections stay, and nothing comes over them."""
 
     def stop_coordinator(status: Status) -> bool:
         if status.version < 3:
             return False
         os.kill(coordinator_of(os.getpid()), signal.SIGSTOP)
-        stopped.append(time.monotonic())
         return True
 
     watcher = Watcher(stop_coordinator)
-    limits = Limits(lease_ms=1500, heartbeat_ms=200)
-    error = ""
-    try:
-        launch((training, "", "100000"), 2, 2, on_line=watcher.line, on_status=watcher.status, limits=limits)
-    except JobError as caught:  # unless a worker noticed before the servers: then its own words say it
-        error = str(caught)
-    where = r"\(process \d+ at tcp://127.0.0.1:\d+\)"
-    words = rf"(server|worker)[ /]\d.*heard nothing from the coordinator {where} for 1\.\d s"
-    told = [error, *(text for _, text in watcher.lines)]
-    assert any(re.search(words, text) for text in told), told
-    assert time.monotonic() - stopped[0] < 15
+    found = launch(
+        (training, "", steps),
+        2,
+        2,
+        max_restarts=restarts,
+        on_line=watcher.line,
+        on_status=watcher.status,
+        limits=Limits(lease_ms=3000, heartbeat_ms=200),
+    )
+    return found, watcher
+
+
+def test_a_coordinator_that_hangs_is_replaced(training: str) -> None:
+    status, watcher = hung(training, "80", restarts=1)
+    assert status == 0, watcher.lines
+    assert any("has not answered for 1.5 s: it is killed" in text for text in watcher.of("shoal")), watcher.lines
+    assert watcher.of("worker 0") == watcher.of("worker 1") == ["weight 1.000"]
+
+
+def test_a_coordinator_that_hangs_and_may_not_be_started_again_ends_the_job_by_name(training: str) -> None:
+    with pytest.raises(JobError, match=r"coordinator \(pid \d+\) was killed by SIGKILL.*--resume PATH"):
+        hung(training, "100000", restarts=0)
 
 
 def coordinator_of(launcher: int) -> int:

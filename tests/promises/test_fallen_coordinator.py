@@ -1,4 +1,4 @@
-"""SIGKILL of the coordinator of a running job: another one takes over, and nothing that counts is lost or done twice."""
+"""SIGKILL of the coordinator of a running job: another takes over, and nothing that counts is lost or done twice."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ import typer
 from shoal.cli.bench import bench_app
 from shoal.cli.run import run
 from shoal.cli.sample import sample
+from shoal.cli.snapshot import snapshot
 from shoal.cli.status import status
 from shoal.cli.train import train
 from shoal.errors import ShoalError
@@ -48,6 +49,7 @@ app.command(
 )(run)
 app.command()(status)
 app.command()(sample)
+app.add_typer(snapshot)
 app.add_typer(train)
 app.add_typer(bench_app)
 

@@ -441,8 +441,11 @@ class Coordinator:
     # --- samples ------------------------------------------------------------------------------
 
     def _lease_request(self, member: Member, request: m.LeaseRequest, now: int) -> list[k.Effect]:
+        opens = self.dispatch.ledger is None
         answer = self.dispatch.ask(member, request, self.membership.ordered(), self.waiting)
-        return self._decide(now) if answer is None else answer
+        done = self.dispatch.done_before() if opens else 0
+        told = [k.Log(f"{done} samples are in the log of the snapshot: they are not dealt again")] if done else []
+        return [*told, *(self._decide(now) if answer is None else answer)]
 
     def _answer_leases(self, now: int) -> list[k.Effect]:
         """Let idle members go on: with samples, or to the end of their data epoch."""

@@ -63,11 +63,19 @@ class Dispatch:
             held = [(member.worker, lease) for member in members for lease in member.leases]
             self.ledger = Ledger.recovered(request.dataset, self._committed(request.dataset), held, identities)
 
+    def done_before(self) -> int:
+        """How many samples of the training set that is open were committed in the snapshot the job began from."""
+        if self.ledger is None or not self._resumes(self.ledger.dataset):
+            return 0
+        return sum(stop - start for spans in self.before.values() for start, stop in spans)
+
+    def _resumes(self, dataset: Dataset) -> bool:
+        known = self.before_of
+        return known is not None and (known.size, known.seed) == (dataset.size, dataset.seed)
+
     def _committed(self, dataset: Dataset) -> dict[int, list[Span]]:
         """All samples of the training set that are in the log, that of the snapshot included."""
-        known = self.before_of
-        same = known is not None and (known.size, known.seed) == (dataset.size, dataset.seed)
-        before = self.before if same else {}
+        before = self.before if self._resumes(dataset) else {}
         epochs = sorted({*self.spans, *before})
         return {epoch: merged([*before.get(epoch, ()), *self.spans.get(epoch, ())]) for epoch in epochs}
 

@@ -82,7 +82,7 @@ class Store:
     # --- tasks: called in any one thread at a time ------------------------------------------------
 
     def run(self, task: k.Task) -> Partials | str:
-        """Perform a task; returns what Done.result wants: partials of a Measure, file name of a Save.
+        """Perform a task; returns what Done.result wants: partials of a Measure, the receipt of a Save.
 
         ConfigurationError for a table this version cannot hold, ProtocolError for a seed that is not
         complete, SnapshotError from Save.
@@ -107,7 +107,7 @@ class Store:
         return ()
 
     def save(self, directory: Path | str, shard: int, shards: int, version: int) -> str:
-        """Write the shard's blocks, states and step counts; returns the file's name (SnapshotError if it cannot)."""
+        """Write the shard's blocks, states and step counts; returns a receipt (SnapshotError if it cannot)."""
         return self._archive.write_shard(directory, shard, shards, version, self.table.spec, self.table.entries())
 
     def load(self, directory: Path | str) -> int:

@@ -8,7 +8,9 @@ script's own.
                                    wait for it to begin
     a worker exits with 1..255     the script's own verdict: the job ends with that status
     a worker is killed by signal   it is started again, max_restarts times in the whole job
-    the coordinator is killed      the same, once the job runs: another one takes over where it was
+    the coordinator is killed,     the same, once the job runs: another one takes over where it was
+    or answers nothing for half
+    of lease_ms
     a server ends, or the          JobError (StartupError before the job began), naming it and the way on,
     coordinator by itself          unless all of them end with 0: then the job was told that it is over
     Ctrl-C, SIGTERM, SIGHUP        the job ends with 128 + the signal's number (130 for Ctrl-C)
@@ -41,7 +43,7 @@ from shoal.launch.child import Child, Exited, Line
 from shoal.launch.jobs import JobRecord, published
 from shoal.launch.plan import Plan, prepared
 from shoal.launch.printer import Printer
-from shoal.runtime import visitor
+from shoal.launch.pulse import Seen, Silent, pulse
 from shoal.vocabulary import COORDINATOR, node_number
 from shoal.wire.messages import Status
 
@@ -55,8 +57,6 @@ ERROR = "shoal: error: "
 
 GRACE_SECONDS = 5.0  # between asking a process to end and killing it
 SETTLE_SECONDS = 0.5  # after a failure: what else fails shows which failure came first
-STATUS_SECONDS = 0.5
-STATUS_DEADLINE_MS = 2_000
 
 OnLine = Callable[[str, str], None]  # (source, text); source is "worker 0", "server 1", "coordinator" or "shoal"
 OnStatus = Callable[[Status], None]
@@ -113,11 +113,6 @@ class _Interrupted:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    status: Status
-
-
-@dataclass(frozen=True)
 class _Verdict:
     """How the job ends, once `due`: until then a failure that lies deeper may still show."""
 
@@ -125,7 +120,7 @@ class _Verdict:
     status: int | ShoalError
 
 
-_Event = Line | Exited | _Interrupted | _Seen
+_Event = Line | Exited | _Interrupted | Seen | Silent
 
 
 class _Launch:
@@ -152,7 +147,6 @@ class _Launch:
         self._ready_by: dict[Child, float] = {}  # nodes that are not ready yet
         self._begun = False  # the job runs
         self._ended_well: list[str] = []  # workers
-        self._watched = False  # the job's status is asked for
         self._left: tuple[str, float] | None = None  # the first node that ended with 0; the others follow by then
         self._restarts = 0
         self._epoch = 1  # of the coordinator
@@ -170,8 +164,7 @@ class _Launch:
                     self._start_node(f"server {index}", SERVER_PROGRAM, SHOAL_SERVER_INDEX=index)
                 for rank in range(self._plan.workers):
                     self._start_worker(rank)
-                if self._on_status is not None:
-                    self._watch()
+                stack.enter_context(pulse(self._record, self._plan.limits.lease_ms, self._events.put))
                 self._attend(until=lambda: not self._workers)
             status = self._verdict.status if self._verdict else 0
             if isinstance(status, ShoalError):
@@ -181,11 +174,6 @@ class _Launch:
     @property
     def _record(self) -> JobRecord:
         return JobRecord(self._plan.job, self._coordinator, self._plan.token, os.getpid())
-
-    def _watch(self) -> None:
-        if not self._watched:
-            self._watched = True
-            self._stack.enter_context(_polling(self._record, self._events))
 
     # --- starting -----------------------------------------------------------------------------------
 
@@ -241,10 +229,12 @@ class _Launch:
                 self._node_ended(child, status)
             case _Interrupted(number):
                 self._verdict = _Verdict(time.monotonic(), 128 + number)
-            case _Seen(job_status):
+            case Seen(job_status):
                 self._check_forming(job_status)
                 if self._on_status is not None:
                     self._on_status(job_status)
+            case Silent(milliseconds):
+                self._end_silent(milliseconds)
             case _:
                 assert_never(event)
 
@@ -263,8 +253,6 @@ class _Launch:
         who = f"{child.name} (pid {child.pid}) {_ending(status)}"
         if status == 0:
             self._ended_well.append(who)
-            if not self._begun:
-                self._watch()
             return
         if any(node.name == COORDINATOR for node in self._nodes) and self._may_start_again(who, status):
             self._start_worker(rank)
@@ -283,6 +271,14 @@ class _Launch:
         self._restarts = restarts
         self._say(f"{who}; started again (restart {restarts} of {allowed})")
         return True
+
+    def _end_silent(self, milliseconds: int) -> None:
+        """A coordinator that hangs is killed, so that another one can take its place."""
+        for child in self._nodes:
+            if child.name == COORDINATOR and child not in self._ready_by and self._verdict is None:
+                silent = f"has not answered for {milliseconds / 1000:g} s"
+                self._say(f"{child.name} (pid {child.pid}) {silent}: it is killed")
+                child.signal(signal.SIGKILL)
 
     def _takes_over(self, child: Child) -> bool:
         """Whether it is a coordinator in the place of another one: the job is under way."""
@@ -368,7 +364,7 @@ class _Launch:
                         self._nodes.remove(child)
                     case _Interrupted():  # asked twice: no more grace
                         until = 0.0
-                    case _Seen():
+                    case Seen() | Silent():
                         pass
                     case _:
                         assert_never(event)
@@ -392,27 +388,6 @@ def _signals(events: SimpleQueue[_Event]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
-
-
-@contextmanager
-def _polling(record: JobRecord, events: SimpleQueue[_Event]) -> Iterator[None]:
-    """Puts the job's status into the queue, twice a second."""
-    over = threading.Event()
-
-    def poll() -> None:
-        while not over.wait(STATUS_SECONDS):
-            try:
-                status = visitor.status(record.address, record.job, record.token, deadline_ms=STATUS_DEADLINE_MS)
-            except ShoalError:
-                continue  # busy or ending; if the coordinator died, its end says so
-            events.put(_Seen(status))
-
-    thread = threading.Thread(target=poll, name="status", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
 
 
 def _ending(status: int) -> str:

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from shoal.config import Job
 from shoal.core import machine as k
 from shoal.core.coordinator import Coordinator
+from shoal.core.saving import Samples
 from shoal.errors import SnapshotError
 from shoal.runtime import process
 from shoal.runtime.node import Node
 from shoal.storage import snapshot
 from shoal.transport import Wrap, unwrapped
-from shoal.vocabulary import COORDINATOR
+from shoal.vocabulary import COORDINATOR, Dataset, TableSpec
 from shoal.wire import messages as m
+
+
+class State(msgspec.Struct, frozen=True):
+    """What a snapshot keeps of the job beside its table: (data epoch, start, stop) of the samples in the log."""
+
+    dataset: Dataset | None = None
+    accounted: tuple[tuple[int, int, int], ...] = ()
 
 
 class CoordinatorNode(Node):
@@ -28,8 +42,9 @@ class CoordinatorNode(Node):
 
     def __init__(self, job: Job, resume: Path | None = None, wrap: Wrap = unwrapped, epoch: int = 1) -> None:
         super().__init__(COORDINATOR, job, wrap)
-        clock = snapshot.read_manifest(resume).clock if resume is not None else 0
-        self._coordinator = Coordinator(job, epoch, clock_at_start=clock, pid=os.getpid(), recovers=epoch > 1)
+        clock, samples = _begin(resume)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="manifest")
+        self._coordinator = Coordinator(job, epoch, clock, samples, epoch > 1, os.getpid())
 
     def machine(self) -> Coordinator:
         return self._coordinator
@@ -41,17 +56,49 @@ class CoordinatorNode(Node):
 
     def perform(self, effect: k.Effect) -> None:
         match effect:
-            case k.Manifest(path, version, clock, files, spec):
-                error = ""
-                try:
-                    snapshot.write_manifest(path, self.job.name, version, clock, files, spec)
-                except (SnapshotError, OSError) as failure:
-                    error = str(failure)
-                self.event(k.Recorded(version, error))
+            case k.Manifest(path, version, clock, files, spec, dataset, accounted):
+                # It reads all that the servers wrote, so it is done beside the loop, one at a time in their order.
+                facts = (path, self.job.name, version, clock, files, spec, _state(dataset, accounted))
+                done = asyncio.get_running_loop().run_in_executor(self._thread, _record, *facts)
+                done.add_done_callback(lambda future: None if future.cancelled() else self.event(future.result()))
             case k.Begun():
                 self.log(process.BEGUN)
             case _:
                 raise TypeError(f"the coordinator's driver cannot perform {effect!r}")
+
+    async def close(self) -> None:
+        await super().close()
+        self._thread.shutdown(wait=False)
+
+
+def _begin(resume: Path | None) -> tuple[int, Samples]:
+    """Where a job begins: after this clock, with these samples in the log. SnapshotError for no snapshot."""
+    if resume is None:
+        return 0, (None, ())
+    manifest = snapshot.read_manifest(resume)
+    try:
+        state = msgspec.convert(manifest.state, State)
+    except msgspec.ValidationError as error:
+        raise SnapshotError(f"{resume}: the job's state in its manifest cannot be read: {error}") from None
+    return manifest.clock, (state.dataset, state.accounted)
+
+
+def _state(dataset: Dataset | None, accounted: tuple[tuple[int, int, int], ...]) -> dict[str, Any]:
+    built: dict[str, Any] = msgspec.to_builtins(State(dataset, accounted))
+    return built
+
+
+def _record(
+    path: str, job: str, version: int, clock: int, receipts: tuple[str, ...], spec: TableSpec, state: dict[str, Any]
+) -> k.Recorded:
+    """Write a manifest; says what went wrong, as a worker waits for the answer whatever it is."""
+    try:
+        snapshot.write_manifest(path, job, version, clock, receipts, spec, state)
+    except Exception as error:  # noqa: BLE001 - see above
+        if not isinstance(error, SnapshotError | OSError | MemoryError):
+            traceback.print_exc()
+        return k.Recorded(version, str(error) or type(error).__name__)
+    return k.Recorded(version, "")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -28,7 +28,7 @@ import msgspec
 from shoal.errors import ConfigurationError, SnapshotError
 from shoal.recipes.gpt.settings import Settings
 from shoal.recipes.gpt.text import Tokenizer, load_tokenizer
-from shoal.storage.snapshot import MANIFEST
+from shoal.storage.manifest import MANIFEST
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,8 @@ def train(folder: Folder) -> None:
         opt = ps.optimizer(model.decayed(settings.weight_decay), rule, sync=settings.policy)
         leader = Leader(ps, model, folder, settings, training, validation) if ps.rank == 0 else None
         meter = Meter(ps)
-        for x, y in ps.loader(samples, batch_size=settings.share, shuffle=False):
+        # The seed tells the crops of this part of a run from those before it, which a snapshot has in its log.
+        for x, y in ps.loader(samples, batch_size=settings.share, shuffle=False, seed=settings.done_iters):
             iteration = opt.clock - 1  # clocks count from 1
             if leader:
                 leader.look(iteration)
