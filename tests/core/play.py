@@ -175,18 +175,19 @@ class Play:
                     self.flight.append((node, worker_name(worker), parameters))
                 case k.Run(task):
                     self._run(node, task)
+                case k.Write(seq):
+                    # Files are named by server and version.
+                    self.lines.append(f"{node:<25} * {in_words(effect)}")
+                    self._perform(node, self.shards[node].step(k.Written(seq, f"{node}-{seq}"), self.now))
                 case _:
                     self.lines.append(f"{node:<25} * {in_words(effect)}")
 
     def _run(self, node: str, task: k.Task) -> None:
-        """Every block's gradient has norm 1; files are named by server and version."""
+        """Every block's gradient has norm 1."""
         shard = self.shards[node]
-        result: tuple[tuple[int, tuple[float, ...]], ...] | str = ()
-        match task:
-            case k.Measure():
-                result = tuple((block, (1.0,)) for block in shard.blocks)
-            case k.Save(seq=seq):
-                result = f"{node}-{seq}"
+        result: tuple[tuple[int, tuple[float, ...]], ...] = ()
+        if isinstance(task, k.Measure):
+            result = tuple((block, (1.0,)) for block in shard.blocks)
         if not isinstance(task, k.CreateTable):
             self.lines.append(f"{node:<25} * {in_words(task)}")
         self._perform(node, shard.step(k.Done(task, result), self.now))

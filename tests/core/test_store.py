@@ -113,7 +113,9 @@ class Cluster:
         return out
 
     def save(self, directory: Path) -> None:
-        files = tuple(str(store.run(k.Save(self.seq, str(directory)))) for store in self.stores)
+        for store in self.stores:
+            store.run(k.Copy(self.seq, str(directory)))
+        files = tuple(store.write(self.seq, directory) for store in self.stores)
         snapshot.write_manifest(directory, "job", self.seq, self.seq, files, self.spec)
 
 

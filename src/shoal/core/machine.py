@@ -49,10 +49,19 @@ class Tick:
 
 @dataclass(frozen=True)
 class Done:
-    """A task of an earlier effect ended. result: partials of a Measure, file name of a Save."""
+    """A task of an earlier effect ended. result: partials of a Measure."""
 
     task: Task
-    result: tuple[tuple[int, tuple[float, ...]], ...] | str = ()
+    result: tuple[tuple[int, tuple[float, ...]], ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was kept at version `seq` is written to this file (error "" when it went well)."""
+
+    seq: int
+    file: str
     error: str = ""
 
 
@@ -116,14 +125,14 @@ class Apply:
 
 
 @dataclass(frozen=True)
-class Save:
-    """Write the shard's blocks at version `seq` under `path`."""
+class Copy:
+    """Keep the shard's blocks as they are at version `seq`, for a Write under `path`; training waits only for this."""
 
     seq: int
     path: str
 
 
-Task = CreateTable | Seed | Combine | Measure | Apply | Save
+Task = CreateTable | Seed | Combine | Measure | Apply | Copy
 
 # --- effects ----------------------------------------------------------------------------------
 
@@ -155,6 +164,14 @@ class Run:
     """Run a task on the store and come back with Done. At most one runs at a time."""
 
     task: Task
+
+
+@dataclass(frozen=True)
+class Write:
+    """Write what the last Copy kept, beside everything else, and come back with Written. One at a time."""
+
+    seq: int
+    path: str
 
 
 @dataclass(frozen=True)
@@ -261,6 +278,7 @@ Effect = (
     Send
     | Publish
     | Run
+    | Write
     | Hurry
     | Free
     | Manifest

@@ -84,6 +84,7 @@ class Shard:
     running: k.Task | None = None
     near: dict[int, int] = field(default_factory=dict)  # worker -> incarnation that shares memory with this shard
     readers: dict[int, Reader] = field(default_factory=dict)  # near workers that may still be copying
+    writing: bool = False  # a snapshot, beside the log
     saved: dict[int, m.Saved] = field(default_factory=dict)  # files of the last snapshots, by version
     register: m.Register | None = None
     registered: bool = False
@@ -105,6 +106,9 @@ class Shard:
                 return self._received(message)
             case k.Done() as done:
                 return self._done(done)
+            case k.Written(seq, file, error):
+                self.writing = False
+                return self._saved(seq, file, error) + self._advance()
             case k.Tick():
                 return self._tick(now)
             case Open(address, pid, version, coordinator):
@@ -297,8 +301,9 @@ class Shard:
         return self._advance()
 
     def _held(self, commit: m.Commit) -> bool:
-        """Whether the commit would change parameters under a worker that copies them."""
-        return bool(self.readers) and bool(commit.contributors)
+        """Whether the commit would change parameters under a worker that copies them, or asks for a second snapshot
+        while one is being written."""
+        return (bool(self.readers) and bool(commit.contributors)) or (self.writing and bool(commit.save))
 
     # --- the log ------------------------------------------------------------------------------
 
@@ -335,7 +340,7 @@ class Shard:
 
     def _done(self, done: k.Done) -> list[k.Effect]:
         self.running = None
-        if done.error and not isinstance(done.task, k.Save | k.Combine):
+        if done.error and not isinstance(done.task, k.Copy | k.Combine):
             return [k.Halt(f"server {self.index} failed at version {self.version}: {done.error}")]
         match done.task:
             case k.CreateTable():
@@ -343,17 +348,23 @@ class Shard:
             case k.Combine():
                 return self._advance()
             case k.Measure(seq=seq, phase=phase):
-                assert self.progress is not None and not isinstance(done.result, str)
+                assert self.progress is not None
                 self.progress.norms = m.Norms(self.index, seq, phase, done.result)
                 return [k.Send(COORDINATOR, self.progress.norms)]
             case k.Seed() | k.Apply():
                 return self._finish() + self._advance()
-            case k.Save(seq=seq):
-                assert isinstance(done.result, str)
-                self.saved[seq] = m.Saved(self.index, seq, done.result, done.error)
-                if len(self.saved) > SAVED_MAX:
-                    del self.saved[min(self.saved)]
-                return [k.Send(COORDINATOR, self.saved[seq]), *self._advance()]
+            case k.Copy(seq, _) if done.error:
+                return self._saved(seq, "", done.error) + self._advance()
+            case k.Copy(seq, path):
+                self.writing = True
+                return [k.Write(seq, path), *self._advance()]
+
+    def _saved(self, seq: int, file: str, error: str) -> list[k.Effect]:
+        """The shard's part of a snapshot is written, or cannot be."""
+        self.saved[seq] = m.Saved(self.index, seq, file, error)
+        if len(self.saved) > SAVED_MAX:
+            del self.saved[min(self.saved)]
+        return [k.Send(COORDINATOR, self.saved[seq])]
 
     def _finish(self) -> list[k.Effect]:
         """The commit is applied: publish the version, settle what it closes, say so."""
@@ -380,7 +391,7 @@ class Shard:
             effects.append(k.Free(settled))
         effects.append(k.Send(COORDINATOR, m.Applied(self.index, self.version)))
         if commit.save:
-            effects += self._run(k.Save(self.version, commit.save))
+            effects += self._run(k.Copy(self.version, commit.save))
         return effects
 
     def _tick(self, now: int) -> list[k.Effect]:

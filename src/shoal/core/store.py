@@ -40,6 +40,8 @@ from shoal.vocabulary import Contributor, TableSpec, Weighted
 # cache, so memory is passed over once. Another value gives the same bits.
 CHUNK_ELEMENTS = 1 << 16
 
+ALIGNED_BYTES = 64
+
 Partials = tuple[tuple[int, tuple[float, ...]], ...]
 Factors = tuple[tuple[str, tuple[float, ...]], ...]
 R = TypeVar("R")
@@ -77,15 +79,16 @@ class Store:
         self._staging: dict[Contributor, Staging] = {}
         self._published: Published | None = None
         self._combined: Combined | None = None
+        self._kept: dict[tuple[str, int, str], npt.NDArray[Any]] = {}  # for a snapshot that is about to be written
         self._hurried = False
 
     # --- tasks: called in any one thread at a time ------------------------------------------------
 
-    def run(self, task: k.Task) -> Partials | str:
-        """Perform a task; returns what Done.result wants: partials of a Measure, the receipt of a Save.
+    def run(self, task: k.Task) -> Partials:
+        """Perform a task; returns what Done.result wants: partials of a Measure.
 
         ConfigurationError for a table this version cannot hold, ProtocolError for a seed that is not
-        complete, SnapshotError from Save.
+        complete, MemoryError where there is no room to keep a copy.
         """
         match task:
             case k.CreateTable(spec, shard, shards):
@@ -100,15 +103,18 @@ class Store:
             case k.Apply():
                 with self.table.moving():
                     self._apply(Update.of(self.table, task, self._staged, self._combined))
-            case k.Save(seq, path):
-                return self.save(path, self.table.shard, self.table.shards, seq)
+            case k.Copy():
+                self._copy()
             case _:
                 assert_never(task)
         return ()
 
-    def save(self, directory: Path | str, shard: int, shards: int, version: int) -> str:
-        """Write the shard's blocks, states and step counts; returns a receipt (SnapshotError if it cannot)."""
-        return self._archive.write_shard(directory, shard, shards, version, self.table.spec, self.table.entries())
+    def write(self, version: int, directory: Path | str) -> str:
+        """Write the blocks, states and step counts that the last Copy kept, and let go of them; returns a receipt
+        (SnapshotError if it cannot). In a thread of its own: tasks may run meanwhile."""
+        kept, self._kept = self._kept, {}
+        table = self.table
+        return self._archive.write_shard(directory, table.shard, table.shards, version, table.spec, kept)
 
     def load(self, directory: Path | str) -> int:
         """Take parameters, states and step counts from a snapshot written on any number of servers.
@@ -263,6 +269,18 @@ class Store:
         measure = MEASURES[phase]
         found = self._each_block(lambda position, scratch: measure(update, position, scratch))
         return tuple((index, values) for index, values in zip(self.table.position, found, strict=True) if values)
+
+    def _copy(self) -> None:
+        """Keep all blocks, states and step counts in memory of their own: one array, for the sake of huge pages."""
+        entries = self.table.entries()
+        offsets = np.cumsum([0, *(-(-array.nbytes // ALIGNED_BYTES) * ALIGNED_BYTES for array in entries.values())])
+        memory = np.empty(int(offsets[-1]), np.uint8)
+        self._kept = {
+            key: memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+            for (key, array), start in zip(entries.items(), offsets.tolist(), strict=False)
+        }
+        pairs = [(self._kept[key], array) for key, array in entries.items()]
+        self._each(pairs, lambda pair, _: np.copyto(*pair))
 
     def _combine(self, contributors: tuple[Weighted, ...]) -> None:
         table = self.table

@@ -46,6 +46,7 @@ class ServerNode(Node):
         self._shares = job.transport == "shm" or (job.transport == "auto" and arena.available())
         self._store = Store(snapshot, job.threads, shared=self._shares)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"store-{index}")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix=f"snapshot-{index}")
         self._closed = False
         self._published: tuple[int, tuple[int, ...], list[Frame]] | None = None
 
@@ -98,6 +99,9 @@ class ServerNode(Node):
         match effect:
             case k.Run(task):
                 self._run(task)
+            case k.Write(seq, path):
+                done = asyncio.get_running_loop().run_in_executor(self._writer, self._write, seq, path)
+                done.add_done_callback(lambda future: None if future.cancelled() else self.event(future.result()))
             case k.Hurry():
                 self._store.hurry()
             case k.Publish():
@@ -130,8 +134,16 @@ class ServerNode(Node):
         except Exception as error:  # noqa: BLE001 - whatever it is, the shard must hear of it: workers wait for the task
             if not isinstance(error, ShoalError | OSError | MemoryError):
                 traceback.print_exc()
-            return k.Done(task, "" if isinstance(task, k.Save) else (), error=f"{type(error).__name__}: {error}")
+            return k.Done(task, error=f"{type(error).__name__}: {error}")
         return k.Done(task, result)
+
+    def _write(self, seq: int, path: str) -> k.Written:
+        try:
+            return k.Written(seq, self._store.write(seq, path))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the worker that asked for the snapshot waits
+            if not isinstance(error, ShoalError | OSError | MemoryError):
+                traceback.print_exc()
+            return k.Written(seq, "", f"{type(error).__name__}: {error}")
 
     def _publish(self, publish: k.Publish) -> None:
         """Send blocks at the current version, in frames of the usual size; on this host, word of where they lie."""
@@ -155,6 +167,7 @@ class ServerNode(Node):
             self._closed = True
             self._thread.submit(self._store.close)
         self._thread.shutdown(wait=False)
+        self._writer.shutdown(wait=False)
 
 
 def _frames(spec: TableSpec, blocks: Sequence[int], bytes_target: int) -> list[tuple[int, ...]]:

@@ -186,7 +186,7 @@ class Store:
         for contributor in contributors:
             self.staged.pop(contributor, None)
 
-    def perform(self, task: k.Task) -> tuple[tuple[int, tuple[float, ...]], ...] | str:
+    def perform(self, task: k.Task) -> tuple[tuple[int, tuple[float, ...]], ...]:
         """Run one task; returns what Done carries."""
         match task:
             case k.CreateTable(spec=spec, shard=shard, shards=shards):
@@ -203,8 +203,6 @@ class Store:
             case k.Measure(phase=phase, contributors=contributors, factors=factors):
                 combined = self._combined(contributors)
                 return tuple(measured(self.spec, phase, self.states, combined, factors).items())
-            case k.Save(seq=seq, path=path):
-                return f"{path}/{seq}"
         return ()
 
     def _combined(self, contributors: tuple[Weighted, ...]) -> dict[int, WeightedTags]:

@@ -37,6 +37,7 @@ DEADLINE_MS = 60_000  # from the last fault to the end of the job
 EVENTS_MAX = 200_000
 TASK_MS = (0, 12)
 MANIFEST_MS = (1, 20)
+WRITE_MS = (1, 200)
 RELAUNCH_MS = (1, 40)  # until the launcher restarts a worker that was declared dead
 GHOSTS_PER_DEATH = 12
 LINES_MAX = 60
@@ -194,7 +195,7 @@ class World:
             and self.coordinator.phase == RUNNING
             and not self.coordinator.membership.members
             and all(server.shard.version == len(self.trace.log) for server in self.servers)
-            and all(server.shard.running is None for server in self.servers)
+            and all(server.shard.running is None and not server.shard.writing for server in self.servers)
         )
 
     def _state(self) -> str:
@@ -289,6 +290,9 @@ class World:
                     self._run(server, task)
                 case k.Hurry():
                     self.line(name, "", effect)
+                case k.Write(seq=seq, path=path):
+                    self.line(name, "", effect)
+                    self.after(WRITE_MS, partial(self.step_server, server, k.Written(seq, f"{path}/{seq}")))
                 case k.Free(contributors=contributors):
                     self.line(name, "", effect)
                     self._note(t.Freed(server.index, contributors))
