@@ -83,9 +83,14 @@ class ParameterServer:
         """
         self.worker.report(figures)
 
-    def snapshot(self, path: str | os.PathLike[str]) -> int:
-        """Write parameters and optimizer state, at one version, to the directory `path`; returns the version."""
-        return self.worker.snapshot(str(Path(path).resolve()))
+    def snapshot(self, path: str | os.PathLike[str], *, wait: bool = True) -> int:
+        """Write parameters and optimizer state, at one version, to the directory `path`; returns the version.
+
+        wait=False: return 0 at once, and let training go on while it is written; the next snapshot, or close(),
+        waits for it and raises what went wrong. Raises SnapshotError when it cannot be written.
+        """
+        self.worker.begin_snapshot(str(Path(path).resolve()))
+        return self.worker.await_snapshot() if wait else 0
 
     def close(self) -> None:
         """Leave the job. Safe to call twice."""

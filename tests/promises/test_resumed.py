@@ -29,7 +29,7 @@ with shoal.connect() as ps:
             opt.zero_grad()
             seen.append(len(x))
             if path and opt.clock == stop + 1 and ps.rank == 0:
-                ps.snapshot(path)
+                ps.snapshot(path, wait=False)  # leaving waits for it
             if path and opt.clock == stop + 1:
                 break
         if path and opt.clock == stop + 1:

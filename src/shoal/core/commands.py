@@ -1,7 +1,7 @@
 """Commands: all that the training thread can tell its session to do, in the order of a worker's life.
 
 Push, Restart and Tell wait for nothing; every other command is answered by an effect (machine.py),
-and the thread is parked until it comes.
+and the thread is parked until it comes, but for Snapshot, which goes on beside everything else.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ class Take:
 
 @dataclass(frozen=True)
 class Snapshot:
+    """Have a snapshot written; Snapshotted follows. One at a time."""
+
     path: str
 
 

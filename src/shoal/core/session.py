@@ -3,7 +3,7 @@
 What it promises the training thread: each contribution is staged completely before it is made
 ready; parameters are handed over only as one version, complete; whatever is lost on the way is
 asked for again, and every wait ends by its deadline with a reason. One command is under way at a
-time (Push, Restart and Tell apart, which wait for nothing); `parked` says which.
+time (Push, Restart and Tell apart, which wait for nothing, and Snapshot, which is written beside); `parked` says which.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ WAITS_FOR = {  # what a deadline error says of each parked state
     "start": "the initial parameters",
     "step": "its contribution to be committed and fresh parameters to arrive",
     "lease": "samples",
-    "snapshot": "the snapshot to be written",
     "leave": "leave to go",
 }
 FORMING = ("join", "declare", "start")  # parked in one of these, a worker does not compute yet
@@ -70,6 +69,9 @@ class Session:
     held: dict[int, Lease] = field(default_factory=dict)  # leases that the training thread has, by identity
     ended: int = -1  # the last data epoch that is over
     snapshots: int = 0  # asked for
+    saving: m.SnapshotRequest | None = None  # beside whatever the training thread does
+    saving_at: int = 0
+    saving_again: Backoff = field(init=False)
     near: tuple[int, ...] = ()  # servers that memory is shared with
     unattached: set[int] = field(default_factory=set)  # those of them that have not answered yet
     attaching: Backoff = field(init=False)
@@ -92,6 +94,7 @@ class Session:
         self.asking = Backoff(self.limits.resend_ms)
         self.pulling = Backoff(self.limits.resend_ms)
         self.attaching = Backoff(self.limits.resend_ms)
+        self.saving_again = Backoff(self.limits.resend_ms)
         self.silence = Silence(self.limits)
 
     def step(self, event: object, now: int) -> list[k.Effect]:
@@ -132,9 +135,12 @@ class Session:
                 assert self.spec is not None
                 return self._ask("start", m.Declare(self.worker, self.incarnation, self.spec), now)
             case Snapshot(path):
+                assert self.saving is None, "one snapshot at a time"
                 self.snapshots += 1
-                request = m.SnapshotRequest(self.worker, self.incarnation, self.snapshots, path)
-                return self._ask("snapshot", request, now)
+                self.saving = m.SnapshotRequest(self.worker, self.incarnation, self.snapshots, path)
+                self.saving_at = now
+                self.saving_again.start(now)
+                return [k.Send(COORDINATOR, self.saving)]
             case Tell(figures):
                 return [k.Send(COORDINATOR, m.Report(self.worker, self.incarnation, figures))]
             case Leave():
@@ -237,9 +243,9 @@ class Session:
             case m.Fenced(reason=reason):
                 return self._fail("FencedError", reason)
             case m.SnapshotDone(number=number, path=path, version=version, error=error):
-                if not self._answers(m.SnapshotRequest, number=number):
+                if self.saving is None or self.saving.number != number:
                     return []
-                self.parked, self.request, self.asked = "", None, None
+                self.saving = None
                 return [k.Snapshotted(path, version, error)]
             case _:
                 return []
@@ -442,6 +448,12 @@ class Session:
             effects += self._beat(now)
         if self.parked and self.request is not None and self.asking.due(now):
             effects.append(k.Send(COORDINATOR, self.request))
+        if self.saving is not None and self.saving_again.due(now):
+            effects.append(k.Send(COORDINATOR, self.saving))
+        if self.saving is not None and now - self.saving_at >= self.limits.wait_ms:
+            path, self.saving = self.saving.path, None
+            late = f"it was not written within {self.limits.wait_ms / 1000:g} s (SHOAL_WAIT_MS)"
+            effects.append(k.Snapshotted(path, 0, late))
         if self.unattached and self.attaching.due(now):
             effects += self._attach()
         for courier in self.couriers:

@@ -42,6 +42,8 @@ CHUNK_ELEMENTS = 1 << 16
 
 ALIGNED_BYTES = 64
 
+Key = tuple[str, int, str]  # tensor, first element, what
+Entries = Mapping[Key, npt.NDArray[Any]]
 Partials = tuple[tuple[int, tuple[float, ...]], ...]
 Factors = tuple[tuple[str, tuple[float, ...]], ...]
 R = TypeVar("R")
@@ -58,12 +60,10 @@ class Archive(Protocol):
         shards: int,
         version: int,
         spec: TableSpec,
-        entries: Mapping[tuple[str, int, str], npt.NDArray[Any]],
+        entries: Entries,
     ) -> str: ...
 
-    def read_into(
-        self, directory: Path | str, spec: TableSpec, entries: Mapping[tuple[str, int, str], npt.NDArray[Any]]
-    ) -> int: ...
+    def read_into(self, directory: Path | str, spec: TableSpec, entries: Entries) -> int: ...
 
 
 class Store:
@@ -79,7 +79,7 @@ class Store:
         self._staging: dict[Contributor, Staging] = {}
         self._published: Published | None = None
         self._combined: Combined | None = None
-        self._kept: dict[tuple[str, int, str], npt.NDArray[Any]] = {}  # for a snapshot that is about to be written
+        self._kept: dict[Key, npt.NDArray[Any]] = {}  # the last snapshot's, once there was one
         self._hurried = False
 
     # --- tasks: called in any one thread at a time ------------------------------------------------
@@ -110,11 +110,10 @@ class Store:
         return ()
 
     def write(self, version: int, directory: Path | str) -> str:
-        """Write the blocks, states and step counts that the last Copy kept, and let go of them; returns a receipt
-        (SnapshotError if it cannot). In a thread of its own: tasks may run meanwhile."""
-        kept, self._kept = self._kept, {}
+        """Write the blocks, states and step counts that the last Copy kept; returns a receipt (SnapshotError if it
+        cannot). In a thread of its own: tasks may run meanwhile."""
         table = self.table
-        return self._archive.write_shard(directory, table.shard, table.shards, version, table.spec, kept)
+        return self._archive.write_shard(directory, table.shard, table.shards, version, table.spec, self._kept)
 
     def load(self, directory: Path | str) -> int:
         """Take parameters, states and step counts from a snapshot written on any number of servers.
@@ -271,16 +270,23 @@ class Store:
         return tuple((index, values) for index, values in zip(self.table.position, found, strict=True) if values)
 
     def _copy(self) -> None:
-        """Keep all blocks, states and step counts in memory of their own: one array, for the sake of huge pages."""
+        """Keep all blocks, states and step counts in memory of their own. It stays for the next time: a first touch
+        takes ten times as long as a copy."""
         entries = self.table.entries()
+        if not self._kept:
+            self._kept = self._room_for(entries)
+        pairs = [(self._kept[key], array) for key, array in entries.items()]
+        self._each(pairs, lambda pair, _: np.copyto(*pair))
+
+    @staticmethod
+    def _room_for(entries: Entries) -> dict[Key, npt.NDArray[Any]]:
+        """Arrays like these, all in one piece of memory, for the sake of huge pages."""
         offsets = np.cumsum([0, *(-(-array.nbytes // ALIGNED_BYTES) * ALIGNED_BYTES for array in entries.values())])
         memory = np.empty(int(offsets[-1]), np.uint8)
-        self._kept = {
+        return {
             key: memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
             for (key, array), start in zip(entries.items(), offsets.tolist(), strict=False)
         }
-        pairs = [(self._kept[key], array) for key, array in entries.items()]
-        self._each(pairs, lambda pair, _: np.copyto(*pair))
 
     def _combine(self, contributors: tuple[Weighted, ...]) -> None:
         table = self.table

@@ -8,7 +8,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ class CoordinatorNode(Node):
     def __init__(self, job: Job, resume: Path | None = None, wrap: Wrap = unwrapped, epoch: int = 1) -> None:
         super().__init__(COORDINATOR, job, wrap)
         clock, samples = _begin(resume)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="manifest")
+        self._thread = process.beside("manifest")
         self._coordinator = Coordinator(job, epoch, clock, samples, epoch > 1, os.getpid())
 
     def machine(self) -> Coordinator:

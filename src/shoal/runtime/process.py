@@ -7,29 +7,41 @@ when the job runs, and each one line "shoal: error: ..." on stderr (exit status 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import signal
+import socket
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import uvloop
 
-from shoal.config import TRANSPORTS, Job, Limits
+from shoal.config import TRANSPORTS, Job, Limits, Tls
 from shoal.errors import ConfigurationError, JobError, ShoalError
 from shoal.runtime.node import Node
+from shoal.transport import tls as transport_tls
+from shoal.transport.tcp import SCHEME, host_and_port
 
 READY = "SHOAL READY"
 BEGUN = "SHOAL BEGUN"
+LOWEST_PRIORITY = 19
 FLUSH_SECONDS = 0.2  # for last words to leave before the process ends
-LOOPBACK = ("127.", "localhost", "[::1]")
+TEXT_LENGTH_MAX = 1_000  # of a job's name and of its token
 
 
 def job_from(environment: Mapping[str, str] = os.environ) -> Job:
-    """The job that SHOAL_JOB, SHOAL_TOKEN, SHOAL_WORKERS and SHOAL_SERVERS describe."""
+    """The job that SHOAL_JOB, SHOAL_TOKEN, SHOAL_TLS_*, SHOAL_WORKERS and SHOAL_SERVERS describe.
+
+    Raises ConfigurationError for what cannot be, files of TLS that cannot be used among it.
+    """
     return Job(
-        name=environment.get("SHOAL_JOB", Job.name),
-        token=environment.get("SHOAL_TOKEN", ""),
+        name=_text("SHOAL_JOB", environment, Job.name),
+        token=_text("SHOAL_TOKEN", environment, ""),
+        tls=tls_from(environment),
         workers=_whole("SHOAL_WORKERS", environment, 1),
         servers=_whole("SHOAL_SERVERS", environment, 1),
         threads=_at_least_one("SHOAL_SERVER_THREADS", environment),
@@ -48,11 +60,26 @@ def epoch_from(environment: Mapping[str, str] = os.environ) -> int:
     return _at_least_one("SHOAL_EPOCH", environment)
 
 
+def tls_from(environment: Mapping[str, str] = os.environ) -> Tls | None:
+    """The files that SHOAL_TLS_* name, read once to see that they can be used (ConfigurationError)."""
+    tls = Tls.from_environment(environment)
+    return None if tls is None else transport_tls.verified(tls)
+
+
 def check_exposure(address: str, job: Job) -> None:
-    """Off loopback a token is required (ConfigurationError)."""
-    host = address.removeprefix("tcp://")
-    if not job.token and not host.startswith(LOOPBACK) and not address.startswith("inproc://"):
+    """Off loopback a token is required (ConfigurationError), and without TLS a line says who can read along."""
+    if not address.startswith(f"{SCHEME}://") or _is_loopback(host_and_port(address)[0]):
+        return
+    if not job.token:
         raise ConfigurationError(f"{address} can be reached from other machines: set SHOAL_TOKEN on every process")
+    if job.tls is None:
+        print(
+            f"shoal: warning: {address} can be reached from other machines, and without TLS whoever sees the network's "
+            f"packets reads the token, parameters and gradients, and can change them; give --tls-cert, --tls-key and "
+            f"--tls-ca (docs/security.md)",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def run(main: Callable[[], Coroutine[Any, Any, Node]]) -> int:
@@ -77,6 +104,24 @@ async def _until_halted(main: Callable[[], Coroutine[Any, Any, Node]]) -> None:
         await asyncio.sleep(FLUSH_SECONDS)
     if reason:
         raise JobError(reason)
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a listener there; a name, when all that it stands for is so."""
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except OSError:
+        return False  # listening will say what is wrong with it
+    return all(ipaddress.ip_address(number).is_loopback for number in found)
+
+
+def _text(name: str, environment: Mapping[str, str], default: str) -> str:
+    value = environment.get(name, default)
+    if len(value) > TEXT_LENGTH_MAX or not value.isprintable():
+        raise ConfigurationError(
+            f"{name} has {len(value)} characters; it must be at most {TEXT_LENGTH_MAX}, all of them printable"
+        )
+    return value
 
 
 def _one_of(known: Sequence[str], name: str, environment: Mapping[str, str]) -> str:

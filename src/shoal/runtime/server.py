@@ -46,7 +46,7 @@ class ServerNode(Node):
         self._shares = job.transport == "shm" or (job.transport == "auto" and arena.available())
         self._store = Store(snapshot, job.threads, shared=self._shares)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"store-{index}")
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix=f"snapshot-{index}")
+        self._writer = process.beside(f"snapshot-{index}")
         self._closed = False
         self._published: tuple[int, tuple[int, ...], list[Frame]] | None = None
 

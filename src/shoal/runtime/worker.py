@@ -63,6 +63,7 @@ class Worker:
         self._data_epochs = 0  # passes over the training set begun
         self._spec: TableSpec | None = None
         self._seeded: Future[k.Effect] | None = None
+        self._snapshot: Future[k.Snapshotted] | None = None  # that is being written
         self._closed = False
         self._node = self._thread.call(self._open(job, coordinator, rank, wrap))
         try:
@@ -290,10 +291,10 @@ class Worker:
         """Show these figures in `shoal status` (ConfigurationError for what is no number)."""
         self._post(self._node.event, s.Tell({name: _number(name, value) for name, value in figures.items()}))
 
-    def snapshot(self, path: str) -> int:
-        """Write a snapshot of the model and the optimizer's state under `path`; returns its version.
+    def begin_snapshot(self, path: str) -> None:
+        """Have a snapshot of the model and the optimizer's state written under `path`; training goes on meanwhile.
 
-        Raises SnapshotError when a server or the coordinator cannot write, ConfigurationError while this
+        Waits for the one before, and raises as await_snapshot() does, for that one; ConfigurationError while this
         worker has no model in the job.
         """
         if self._spec is None:
@@ -301,10 +302,23 @@ class Worker:
                 f"worker {self.rank} cannot take the snapshot {path} before the job has its model: "
                 f"make ps.optimizer(...) first"
             )
-        answer = self._ask(s.Snapshot(path))
-        assert isinstance(answer, k.Snapshotted)
+        self._check_open()
+        self.await_snapshot()
+        self.finish_step()
+        self._snapshot = Future()
+        self._post(self._node.take_snapshot, path, self._snapshot)
+
+    def await_snapshot(self) -> int:
+        """Wait for the snapshot that was begun; returns its version, or 0 without one.
+
+        Raises SnapshotError when a server or the coordinator cannot write it.
+        """
+        if self._snapshot is None:
+            return 0
+        under_way, self._snapshot = self._snapshot, None
+        answer = under_way.result()  # the deadline is the session's
         if answer.error:
-            raise errors.SnapshotError(f"the snapshot {path} was not written: {answer.error}")
+            raise errors.SnapshotError(f"the snapshot {answer.path} was not written: {answer.error}")
         return answer.version
 
     def bytes_moved(self) -> tuple[int, int]:
@@ -312,13 +326,23 @@ class Worker:
         return self._node.bytes_moved()
 
     def close(self) -> None:
-        """Leave the job politely: what is leased and not committed goes to the others."""
+        """Leave the job politely: what is leased and not committed goes to the others.
+
+        A snapshot that is being written is waited for: SnapshotError if it cannot be.
+        """
         if self._closed:
             return
         try:
             self.finish_step()
         except ShoalError:
             pass  # whoever waits for the step is told; who leaves is not
+        try:
+            if self._node.failure is None:
+                self.await_snapshot()
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
         self._closed = True
         if self._node.shared is not None:
             self._node.shared.close()  # the others go on, and with them the servers' memory

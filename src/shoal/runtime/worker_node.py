@@ -35,6 +35,7 @@ class WorkerNode(Node):
         super().__init__(name, job, wrap)
         self.session = s.Session(job.limits)
         self.answer: Future[k.Effect] | None = None
+        self.snapshot: Future[k.Snapshotted] | None = None  # that is being written
         self.failure: ShoalError | None = None
         self.parameters: Sequence[Bytes] = ()  # by tensor: where fresh ones land
         self.initial: Sequence[Bytes] = ()  # by tensor: what the model begins with
@@ -53,6 +54,13 @@ class WorkerNode(Node):
             return
         self.answer = answer
         self.event(command)
+
+    def take_snapshot(self, path: str, answer: Future[k.Snapshotted]) -> None:
+        self.snapshot = answer
+        if self.failure is not None:
+            answer.set_exception(self.failure)
+            return
+        self.event(s.Snapshot(path))
 
     def near(self) -> tuple[int, ...]:
         """The servers that this worker shares memory with (StartupError for one that it cannot, but must)."""
@@ -119,7 +127,10 @@ class WorkerNode(Node):
                 self.seed()  # whoever was to seed is gone: the thread already waits for parameters
             case k.Failed(kind, text):
                 self.fail(getattr(errors, kind)(text))
-            case k.Fresh() | k.Leased() | k.Seeding() | k.Snapshotted() | k.Departed():
+            case k.Snapshotted():
+                if self.snapshot is not None and not self.snapshot.done():
+                    self.snapshot.set_result(effect)
+            case k.Fresh() | k.Leased() | k.Seeding() | k.Departed():
                 if isinstance(effect, k.Fresh):
                     self.gradients.clear()
                     self.initial = ()  # the job has its first parameters: nobody will be asked for them again
@@ -134,8 +145,9 @@ class WorkerNode(Node):
         self._let_rest()
         if self.shared is not None:
             self.shared.close()  # the job may go on without this worker; its model must not
-        if self.answer is not None and not self.answer.done():
-            self.answer.set_exception(error)
+        for waiting in (self.answer, self.snapshot):
+            if waiting is not None and not waiting.done():
+                waiting.set_exception(error)
         self.progress.of(self.session)
 
     def unreachable(self, name: str, error: ShoalError) -> None:

@@ -109,7 +109,7 @@ class Leader:
         if _passed(settings.eval_interval, before, iteration):
             self._say(iteration, self._estimate(self.training), self._estimate(self.validation))
         if before >= 0 and _passed(settings.snapshot_interval, before, iteration):
-            self.ps.snapshot(self.folder.snapshot(iteration))
+            self.ps.snapshot(self.folder.snapshot(iteration), wait=False)
 
     def finish(self) -> None:
         """The loader has ended: every sample is committed, and the model is as the servers hold it."""
