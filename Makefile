@@ -51,5 +51,5 @@ $(VENV)/train.stamp: pyproject.toml constraints.txt tools/make_venv.sh
 
 $(VENV)/dev.stamp: $(VENV)/train.stamp
 	@echo "Installing the tools for tests and checks: half a minute."
-	@$(PIP_INSTALL) --editable '.[torch,text,dev]'
+	@$(PIP_INSTALL) --editable '.[torch,text,etcd,dev]'
 	@touch $@

@@ -41,3 +41,7 @@ class DeadlineError(ShoalError):
 
 class SnapshotError(ShoalError):
     """A snapshot cannot be written or read; the message names the file."""
+
+
+class RegistryError(ShoalError):
+    """What the registry holds cannot be read, written or trusted; the message names the registry and the key."""
