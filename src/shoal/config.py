@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 
 from shoal.errors import ConfigurationError
 from shoal.vocabulary import JOB_DEFAULT
@@ -12,6 +13,7 @@ from shoal.vocabulary import JOB_DEFAULT
 PROTOCOL = 2  # the version of frames and messages; peers of another version are refused
 
 
+TLS_VARIABLES = ("SHOAL_TLS_CERT", "SHOAL_TLS_KEY", "SHOAL_TLS_CA")
 TRANSPORTS = ("auto", "shm", "tcp")  # between worker and server; auto: shared memory where they share a host
 
 
@@ -21,6 +23,8 @@ class Limits:
 
     message_bytes_max: int = 8 << 20  # the msgspec part of a frame
     payload_bytes_max: int = 64 << 20  # the tensor part of a frame
+    hello_bytes_max: int = 16 << 10  # a message before the handshake is over; no payload may come before
+    strangers_max: int = 256  # connections without a handshake at once, beside one for each that the job expects
     frame_bytes_target: int = 4 << 20  # blocks are gathered into frames of about this size
     queue_bytes_max: int = 4 << 30  # by reference, for one peer; beyond, a peer that takes nothing is cut
     stall_ms: int = 10_000  # after this
@@ -54,6 +58,41 @@ class Limits:
                 raise ConfigurationError(f"{name}={environment[name]!r} must be positive")
         return cls(**overrides)
 
+    def before_handshake(self) -> Limits:
+        """What holds for a peer that has not shown yet that it belongs to the job: words only, and short ones."""
+        return replace(self, message_bytes_max=self.hello_bytes_max, payload_bytes_max=0)
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Mutual TLS on every TCP connection: files in PEM, by absolute paths."""
+
+    certificate: Path  # this node's own, with those between it and the authority, if any, behind it
+    key: Path  # of that certificate, without a passphrase
+    authority: Path  # whose signature every peer's certificate must bear
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Tls | None:
+        """What SHOAL_TLS_CERT, SHOAL_TLS_KEY and SHOAL_TLS_CA say; None where none is set.
+
+        Raises ConfigurationError where only some are: there is no half of it.
+        """
+        given = {name: environment[name] for name in TLS_VARIABLES if environment.get(name)}
+        if not given:
+            return None
+        missing = [name for name in TLS_VARIABLES if name not in given]
+        if missing:
+            raise ConfigurationError(
+                f"{', '.join(given)} without {', '.join(missing)}: TLS takes a certificate, its key and the authority "
+                f"(--tls-cert, --tls-key, --tls-ca); give all three or none"
+            )
+        certificate, key, authority = (Path(given[name]).absolute() for name in TLS_VARIABLES)
+        return cls(certificate, key, authority)
+
+    def environment(self) -> dict[str, str]:
+        """The variables that `from_environment` reads back."""
+        return dict(zip(TLS_VARIABLES, map(str, (self.certificate, self.key, self.authority)), strict=True))
+
 
 @dataclass(frozen=True)
 class Job:
@@ -66,3 +105,4 @@ class Job:
     limits: Limits = field(default_factory=Limits)
     transport: str = TRANSPORTS[0]
     threads: int = 1  # of each server, for the update
+    tls: Tls | None = None  # None: bytes cross the network as they are

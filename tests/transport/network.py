@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 
 import uvloop
 
-from shoal.config import Limits
-from shoal.transport import Connection, Listener, connect, listen, shm
+from shoal.config import Limits, Tls
+from shoal.transport import Accept, Connection, Listener, Receiver, connect, listen, shm
 from shoal.wire import messages as m
+
+from .certificates import certificate
 
 LIMITS = Limits(message_bytes_max=1 << 20, payload_bytes_max=8 << 20)
 WAIT_S = 20
@@ -99,6 +101,17 @@ class Network:
 
     name: str
     run_loop: Callable[[Awaitable[None]], None]
+    encrypted: bool = False
+
+    @property
+    def tls(self) -> Tls | None:
+        return certificate() if self.encrypted else None
+
+    async def listen(self, address: str, accept: Accept, limits: Limits = LIMITS) -> Listener:
+        return await listen(address, accept, limits, tls=self.tls)
+
+    async def connect(self, address: str, receiver: Receiver, deadline_ms: int) -> Connection:
+        return await connect(address, receiver, LIMITS, deadline_ms, tls=self.tls)
 
     @property
     def somewhere(self) -> str:
@@ -128,8 +141,8 @@ class Network:
     def run_pair(self, scenario: Callable[[Pair], Awaitable[None]], far_limits: Limits = LIMITS) -> None:
         async def paired() -> None:
             near, far = Inbox(), Inbox()
-            listener = await listen(self.somewhere, far.accept, far_limits)
-            connection = await connect(listener.address, near, LIMITS, deadline_ms=5000)
+            listener = await self.listen(self.somewhere, far.accept, far_limits)
+            connection = await self.connect(listener.address, near, deadline_ms=5000)
             await far.until(lambda: far.connection is not None)
             await scenario(Pair(listener, near, far, connection))
             connection.close()
@@ -145,6 +158,8 @@ NETWORKS = {
     "shm": Network("shm", uvloop.run),
     "tcp": Network("tcp", uvloop.run),
     "tcp on asyncio": Network("tcp", asyncio.run),
+    "tcp with TLS": Network("tcp", uvloop.run, encrypted=True),
+    "tcp with TLS on asyncio": Network("tcp", asyncio.run, encrypted=True),
 }
 
 

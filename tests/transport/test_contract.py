@@ -257,7 +257,7 @@ def test_connecting_to_nothing_ends_at_the_deadline(network: Network) -> None:
         start = loop.time()
         address = network.nowhere
         with pytest.raises(StartupError) as caught:
-            await connect(address, Inbox(), LIMITS, deadline_ms=200)
+            await network.connect(address, Inbox(), deadline_ms=200)
         assert 0.19 <= loop.time() - start < 2
         assert f"nothing answered at {address} in 0.2 s" in str(caught.value)
         assert ("refused" if network.name in ("tcp", "shm") else "nothing listens there") in str(caught.value)
@@ -269,9 +269,9 @@ def test_connect_waits_for_a_listener_that_comes_late(network: Network) -> None:
     async def scenario() -> None:
         address = network.nowhere
         near, far = Inbox(), Inbox()
-        connecting = asyncio.create_task(connect(address, near, LIMITS, deadline_ms=10_000))
+        connecting = asyncio.create_task(network.connect(address, near, deadline_ms=10_000))
         await asyncio.sleep(0.05)
-        listener = await listen(address, far.accept, LIMITS)
+        listener = await network.listen(address, far.accept)
         assert listener.address == address
         connection = await connecting
         assert connection.address == address
@@ -286,7 +286,7 @@ def test_connect_waits_for_a_listener_that_comes_late(network: Network) -> None:
 def test_a_taken_address_is_named(network: Network) -> None:
     async def scenario(pair: Pair) -> None:
         with pytest.raises(ConfigurationError, match="is taken") as caught:
-            await listen(pair.listener.address, pair.far.accept, LIMITS)
+            await network.listen(pair.listener.address, pair.far.accept)
         assert pair.listener.address.removeprefix("tcp://") in str(caught.value)
 
     network.run_pair(scenario)
@@ -296,10 +296,10 @@ def test_a_closed_listener_frees_its_address_and_keeps_its_connections(network: 
     async def scenario(pair: Pair) -> None:
         await pair.listener.close()
         with pytest.raises(StartupError):
-            await connect(pair.listener.address, Inbox(), LIMITS, deadline_ms=50)
+            await network.connect(pair.listener.address, Inbox(), deadline_ms=50)
         pair.connection.send(text(1))
         await pair.far.arrived(1)
-        again = await listen(pair.listener.address, pair.far.accept, LIMITS)
+        again = await network.listen(pair.listener.address, pair.far.accept)
         await again.close()
 
     network.run_pair(scenario)
@@ -313,10 +313,10 @@ def test_many_connections_to_one_listener(network: Network) -> None:
             inboxes.append(Inbox())
             return inboxes[-1].accept(connection)
 
-        listener = await listen(network.somewhere, accept, LIMITS)
+        listener = await network.listen(network.somewhere, accept)
         near = [Inbox() for _ in range(20)]
         connections = await asyncio.gather(
-            *(connect(listener.address, inbox, LIMITS, deadline_ms=5000) for inbox in near)
+            *(network.connect(listener.address, inbox, deadline_ms=5000) for inbox in near)
         )
         for number, connection in enumerate(connections):
             connection.send(text(number), [b"%d" % number])

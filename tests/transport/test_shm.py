@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 
 import pytest
 import uvloop
 
 from shoal.config import Limits
-from shoal.errors import ConfigurationError
+from shoal.errors import ConfigurationError, RefusedError
 from shoal.transport import ALTERNATIVE, Connection, connect, listen, shm
 from shoal.wire import messages as m
 
@@ -121,13 +122,31 @@ def test_another_user_of_the_host_does_not_get_in(monkeypatch: pytest.MonkeyPatc
         listener = await listen("shm://", far.accept, LIMITS)
         mine = os.getuid()
         monkeypatch.setattr(shm.os, "getuid", lambda: mine + 1)  # the listener's side sees another user's credentials
-        near = Inbox()
-        connection = await connect(listener.address, near, LIMITS, deadline_ms=5000)
-        connection.send(m.StatusRequest())
-        async with asyncio.timeout(10):
-            while near.reason is None:
-                await asyncio.sleep(0.001)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as stranger:
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(stranger, shm._socket_name(listener.address))
+            async with asyncio.timeout(10):
+                assert await loop.sock_recv(stranger, 100) == b""
         assert far.connection is None and far.messages == []
         await listener.close()
+
+    uvloop.run(scenario())
+
+
+def test_a_name_that_another_user_took_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        address = f"shm://{shm.here()}/taken-{os.getpid()}"
+        mine = os.getuid()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as squatter:
+            squatter.bind(shm._socket_name(address))
+            squatter.listen()
+            monkeypatch.setattr(shm.os, "getuid", lambda: mine + 1)
+            near = Inbox()
+            with pytest.raises(RefusedError, match=f"in the hands of user {mine}, not of {mine + 1}"):
+                await connect(address, near, LIMITS, deadline_ms=5000)
+            assert near.messages == [] and near.reason is None
+            accepted, _ = squatter.accept()
+            with accepted:
+                assert accepted.recv(100) == b""
 
     uvloop.run(scenario())

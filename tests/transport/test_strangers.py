@@ -15,15 +15,18 @@ from random import Random
 import pytest
 
 from shoal.config import PROTOCOL
-from shoal.transport import Listener, listen
+from shoal.transport import Listener
+from shoal.transport.tls import dialling
 from shoal.wire.framing import HEADER, MAGIC, encode
 
-from .network import LIMITS, WAIT_S, Inbox, Network, text
+from .network import WAIT_S, Inbox, Network, text
 
 
-async def raw(listener: Listener) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def raw(network: Network, listener: Listener) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A peer that may say what it likes; over TLS it has a certificate."""
     host, port = listener.address.removeprefix("tcp://").rsplit(":", 1)
-    return await asyncio.open_connection(host, int(port))
+    context = dialling(network.tls) if network.tls else None
+    return await asyncio.open_connection(host, int(port), ssl=context)
 
 
 @pytest.mark.parametrize(
@@ -38,8 +41,8 @@ async def raw(listener: Listener) -> tuple[asyncio.StreamReader, asyncio.StreamW
 def test_strange_bytes_are_answered_by_one_error(tcp: Network, data: bytes, words: str) -> None:
     async def scenario() -> None:
         far = Inbox()
-        listener = await listen(tcp.somewhere, far.accept, LIMITS)
-        reader, writer = await raw(listener)
+        listener = await tcp.listen(tcp.somewhere, far.accept)
+        reader, writer = await raw(tcp, listener)
         writer.write(data)
         async with asyncio.timeout(WAIT_S):
             answer = await reader.read()
@@ -53,17 +56,23 @@ def test_strange_bytes_are_answered_by_one_error(tcp: Network, data: bytes, word
     tcp.run(scenario)
 
 
-def blocking(listener: Listener) -> socket.socket:
+async def blocking(network: Network, listener: Listener) -> socket.socket:
     host, port = listener.address.removeprefix("tcp://").rsplit(":", 1)
-    return socket.create_connection((host, int(port)), timeout=WAIT_S)
+
+    def connected() -> socket.socket:
+        plain = socket.create_connection((host, int(port)), timeout=WAIT_S)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else records wait for one another
+        return dialling(network.tls).wrap_socket(plain, server_hostname=host) if network.tls else plain
+
+    return await asyncio.get_running_loop().run_in_executor(None, connected)
 
 
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_peer_that_ends_in_the_middle_of_a_frame(tcp: Network, reset: bool) -> None:
     async def scenario() -> None:
         far = Inbox(place=lambda message, size: [memoryview(bytearray(size))])
-        listener = await listen(tcp.somewhere, far.accept, LIMITS)
-        with blocking(listener) as peer:
+        listener = await tcp.listen(tcp.somewhere, far.accept)
+        with await blocking(tcp, listener) as peer:
             peer.sendall(encode(text(1), 500_000) + bytes(50_000))
             await far.until(lambda: far.memory)
             await asyncio.sleep(0.02)
@@ -77,9 +86,14 @@ def test_a_peer_that_ends_in_the_middle_of_a_frame(tcp: Network, reset: bool) ->
 
 
 SENDER = """
-import socket, sys, time
-peer = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
-peer.sendall(bytes.fromhex(sys.argv[2]))
+import pathlib, socket, sys, time
+from shoal.config import Tls
+from shoal.transport.tls import dialling
+port, data, *files = sys.argv[1:]
+peer = socket.create_connection(("127.0.0.1", int(port)))
+if files:
+    peer = dialling(Tls(*map(pathlib.Path, files))).wrap_socket(peer, server_hostname="127.0.0.1")
+peer.sendall(bytes.fromhex(data))
 time.sleep(60)
 """
 
@@ -87,10 +101,11 @@ time.sleep(60)
 def test_a_peer_killed_in_the_middle_of_a_frame(tcp: Network) -> None:
     async def scenario() -> None:
         far = Inbox()
-        listener = await listen(tcp.somewhere, far.accept, LIMITS)
+        listener = await tcp.listen(tcp.somewhere, far.accept)
         port = listener.address.rsplit(":", 1)[1]
         half = encode(text(1), 0) + encode(text(2), 4_000_000) + bytes(1000)
-        peer = subprocess.Popen([sys.executable, "-c", SENDER, port, half.hex()])
+        files = tcp.tls.environment().values() if tcp.tls else ()
+        peer = subprocess.Popen([sys.executable, "-c", SENDER, port, half.hex(), *files])
         try:
             await far.arrived(1)
             await far.until(lambda: far.memory)
@@ -108,8 +123,8 @@ def test_a_peer_killed_in_the_middle_of_a_frame(tcp: Network) -> None:
 def test_a_reset_between_frames_says_so(tcp: Network) -> None:
     async def scenario() -> None:
         far = Inbox()
-        listener = await listen(tcp.somewhere, far.accept, LIMITS)
-        with blocking(listener) as peer:
+        listener = await tcp.listen(tcp.somewhere, far.accept)
+        with await blocking(tcp, listener) as peer:
             peer.sendall(encode(text(1)))
             await far.arrived(1)
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -125,15 +140,15 @@ def test_a_peer_that_never_closes_is_cut(tcp: Network, queued_bytes: int, monkey
 
     async def scenario() -> None:
         far = Inbox()
-        listener = await listen(tcp.somewhere, far.accept, LIMITS)
-        with blocking(listener) as peer:
+        listener = await tcp.listen(tcp.somewhere, far.accept)
+        with await blocking(tcp, listener) as peer:
             await far.until(lambda: far.connection is not None)
             assert far.connection is not None
             far.connection.send(text(1), [bytes(queued_bytes)])
             far.connection.close()
             assert await far.ended() == ""
             await asyncio.sleep(0.5)
-            with pytest.raises(OSError, match=r"reset|[Bb]roken pipe"):  # noqa: PT012, either may be the one to see it
+            with pytest.raises(OSError, match=r"reset|[Bb]roken pipe|EOF occurred"):  # noqa: PT012, either may be first
                 for _ in range(100):
                     peer.sendall(b"still here")
                     await asyncio.sleep(0.001)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from shoal.config import TLS_VARIABLES
 from shoal.errors import ConfigurationError
 
 Transport = Annotated[
@@ -19,6 +20,25 @@ Transport = Annotated[
     ),
 ]
 
+_FILE = "PATH"
+TlsCert = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="SHOAL_TLS_CERT", show_envvar=False, metavar=_FILE,
+        help="Mutual TLS on every TCP connection: the certificate of this machine.",
+    ),
+]  # fmt: skip
+TlsKey = Annotated[
+    Path | None, typer.Option(envvar="SHOAL_TLS_KEY", show_envvar=False, metavar=_FILE, help="The certificate's key.")
+]
+TlsCa = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="SHOAL_TLS_CA", show_envvar=False, metavar=_FILE,
+        help="The authority that signed the certificates of all machines.",
+    ),
+]  # fmt: skip
+
 
 def run(
     command: Annotated[list[str], typer.Argument(metavar="SCRIPT [ARGS]", help="The script and its arguments.")],
@@ -29,6 +49,9 @@ def run(
     resume: Annotated[Path | None, typer.Option(help="Begin from this snapshot.", metavar="PATH")] = None,
     transport: Transport = "auto",
     port: Annotated[int, typer.Option(help="The coordinator's port on 127.0.0.1; 0: any free one.")] = 0,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_ca: TlsCa = None,
 ) -> None:
     """Run a training script on this machine, with workers and servers as processes of their own.
 
@@ -41,8 +64,13 @@ def run(
             f"no such option {command[0]}; `shoal run --help` names them all, and the script's own come after SCRIPT"
         )
     arguments = ["-m", *command] if module else command
+    # Into this process's own environment, too: the launcher visits the job, and tells `shoal status` how.
+    os.environ.update(_given(dict(zip(TLS_VARIABLES, (tls_cert, tls_key, tls_ca), strict=True))))
     environment = os.environ | {"SHOAL_TRANSPORT": transport}
-    status = launch(
-        arguments, workers, servers, port=port, max_restarts=max_restarts, resume=resume, env=environment
-    )
+    status = launch(arguments, workers, servers, port=port, max_restarts=max_restarts, resume=resume, env=environment)
     raise typer.Exit(status)
+
+
+def _given(paths: dict[str, Path | None]) -> dict[str, str]:
+    """The variables whose paths were given, made absolute."""
+    return {name: str(path.absolute()) for name, path in paths.items() if path is not None}

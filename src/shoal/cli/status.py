@@ -34,7 +34,7 @@ def status(
     """Show the members of a job: state, clock, version, staleness and bytes.
 
     A job started elsewhere is asked by its ADDRESS; its name and token are read from SHOAL_JOB and
-    SHOAL_TOKEN. Exits with 1 when no job runs.
+    SHOAL_TOKEN, the files of TLS from SHOAL_TLS_CERT, SHOAL_TLS_KEY and SHOAL_TLS_CA. Exits with 1 when no job runs.
     """
     from rich.console import Console
     from rich.live import Live
@@ -128,10 +128,10 @@ def _looks(record: JobRecord, watch: bool) -> Iterator[Status]:
     """One look at the job, or one every second until it has ended."""
     from shoal.runtime import visitor
 
-    yield visitor.status(record.address, record.job, record.token, ASK_DEADLINE_MS)
+    yield visitor.status(record.address, record.job, record.token, ASK_DEADLINE_MS, record.tls)
     while watch:
         time.sleep(WATCH_SECONDS)
         try:
-            yield visitor.status(record.address, record.job, record.token, ASK_DEADLINE_MS)
+            yield visitor.status(record.address, record.job, record.token, ASK_DEADLINE_MS, record.tls)
         except JobError:
             return  # it answered a second ago and is gone now: it has ended

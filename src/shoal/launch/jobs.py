@@ -14,6 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from shoal.config import Tls
+
 
 class JobRecord(msgspec.Struct, frozen=True):
     """How to reach a job's coordinator."""
@@ -22,6 +24,7 @@ class JobRecord(msgspec.Struct, frozen=True):
     address: str
     token: str
     pid: int  # the launcher's
+    tls: Tls | None = msgspec.field(default_factory=Tls.from_environment)  # unless said otherwise, this process's own
 
 
 def directory(environment: Mapping[str, str] = os.environ) -> Path:

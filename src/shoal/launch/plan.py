@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from shoal.config import Limits
+from shoal.config import Limits, Tls
 from shoal.errors import ConfigurationError
+from shoal.runtime import process
 from shoal.storage.snapshot import read_manifest
 
 # What tells one process of a job from another; a job inside a job inherits none of it.
@@ -30,6 +31,7 @@ class Plan:
     job: str
     token: str
     limits: Limits
+    tls: Tls | None = None
 
     def check(self) -> None:
         """Raises ConfigurationError for what cannot work, SnapshotError for a snapshot that cannot be read."""
@@ -71,7 +73,8 @@ class Plan:
             "SHOAL_SERVER_THREADS": base.get("SHOAL_SERVER_THREADS") or str(max(1, cores // self.servers)),
             "PYTHONUNBUFFERED": "1",
         }
-        return {**kept, **job, **limits, **resume, **{name: str(value) for name, value in facts.items()}}
+        tls = {} if self.tls is None else self.tls.environment()
+        return {**kept, **job, **tls, **limits, **resume, **{name: str(value) for name, value in facts.items()}}
 
 
 def prepared(
@@ -98,6 +101,7 @@ def prepared(
         job=environment.get("SHOAL_JOB") or f"{title(command)}-{os.getpid()}",
         token=secrets.token_urlsafe(),
         limits=Limits.from_environment(environment) if limits is None else limits,
+        tls=process.tls_from(environment),
     )
     plan.check()
     return plan

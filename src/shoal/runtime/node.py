@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import random
+import re
 import time
 import traceback
 from abc import ABC, abstractmethod
@@ -22,6 +23,7 @@ from shoal.config import PROTOCOL, Job
 from shoal.core import machine as k
 from shoal.errors import ProtocolError, RefusedError, ShoalError, StartupError
 from shoal.runtime.peer import Peer
+from shoal.runtime.strangers import Strangers
 from shoal.transport import Connection, Listener, Wrap, files, unwrapped
 from shoal.vocabulary import COORDINATOR
 from shoal.wire import messages as m
@@ -29,6 +31,7 @@ from shoal.wire.framing import Buffer
 from shoal.wire.speaker import ANYONE, speaker
 
 REDIAL_SECONDS = 0.05
+_NAME = re.compile(r"(?:(?:worker|server)/[a-z0-9-]{1,40}|coordinator)?")  # of a peer; a visitor has none
 
 
 def milliseconds() -> int:
@@ -50,6 +53,7 @@ class Node(ABC):
         self._tasks: set[asyncio.Task[None]] = set()  # that dial
         self._closed_bytes = [0, 0]  # received, sent on connections that are gone
         self._visitors = 0
+        self._strangers = Strangers(job, self.log)
         self._closing = False
         self._listeners: list[Listener] = []
         self._ticking = asyncio.get_running_loop().create_task(self._tick())
@@ -129,6 +133,7 @@ class Node(ABC):
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(self.job.limits.tick_ms / 1000)
+            self._strangers.tick(milliseconds())
             self.event(k.Tick())
 
     # --- connections --------------------------------------------------------------------------
@@ -136,8 +141,10 @@ class Node(ABC):
     async def listen(self, address: str) -> str:
         """Accept peers at `address`; returns the real one (with the port that was picked)."""
         workers, servers = self.job.workers, self.job.servers
-        files.allow(workers + servers, wished=workers * (1 + self.job.limits.streams_max) + servers)
-        self._listeners.append(await transport.listen(address, self._accept, self.job.limits))
+        wished = workers * (1 + self.job.limits.streams_max) + servers + self._strangers.room
+        files.allow(workers + servers, wished)
+        strict = self.job.limits.before_handshake()
+        self._listeners.append(await transport.listen(address, self._accept, strict, tls=self.job.tls))
         return self._listeners[-1].address
 
     async def dial(self, name: str, address: str, deadline_ms: int | None = None) -> None:
@@ -157,9 +164,10 @@ class Node(ABC):
     async def _reach(self, name: str, address: str, deadline: int, first: Peer | None = None) -> Peer:
         """A connection to `name`, or a further stream of `first`, whose handshake is over. Raises as `dial` does."""
         try:
-            connection = await transport.connect(address, self, self.job.limits, deadline)
-        except StartupError as error:
-            raise StartupError(f"{self.name} cannot reach {name}: {error}") from None
+            strict = self.job.limits.before_handshake()
+            connection = await transport.connect(address, self, strict, deadline, tls=self.job.tls)
+        except (StartupError, RefusedError) as error:
+            raise type(error)(f"{self.name} cannot reach {name}: {error}") from None
         peer = self._links.setdefault(connection, Peer(connection))
         peer.accepted = asyncio.get_running_loop().create_future()
         peer.name, peer.first = name, first
@@ -215,8 +223,7 @@ class Node(ABC):
     def _accept(self, connection: Connection) -> Node:
         peer = Peer(connection)
         self._links[connection] = peer
-        wait_s = self.job.limits.connect_ms / 1000
-        asyncio.get_running_loop().call_later(wait_s, lambda: None if peer.name else connection.close())
+        self._strangers.arrived(connection, milliseconds())
         return self
 
     def _bind(self, peer: Peer, name: str) -> None:
@@ -240,11 +247,14 @@ class Node(ABC):
             reason = f"{self.name} belongs to job {self.job.name!r}, not to {hello.job!r}: check the address"
         elif not hmac.compare_digest(hello.token.encode(), self.job.token.encode()):
             reason = f"the token does not match that of job {self.job.name!r}: set SHOAL_TOKEN to the job's own"
+        elif not _NAME.fullmatch(hello.name) or (hello.name == COORDINATOR and COORDINATOR in self._dialled):
+            reason = f"{hello.name[:60]!r} is no name that a peer of {self.name} can have"
         else:
             reason = self._admitted(peer, hello)
         if not reason:
             return
-        self.log(f"refused {hello.name or 'a visitor'} from {peer.connection.address}: {reason}")
+        who = hello.name[:60] or "a visitor"
+        self._strangers.say(f"refused {who} from {peer.connection.address}: {reason}", milliseconds())
         peer.connection.send(m.Refused("Hello", reason))
         peer.connection.close()
 
@@ -255,6 +265,8 @@ class Node(ABC):
             return f"{hello.name} has no connection that this stream belongs to: it was lost meanwhile"
         if first is not None and len(first.streams) >= self.job.limits.streams_max:
             return f"{hello.name} has streams_max={self.job.limits.streams_max} streams already"
+        self._strangers.known(peer.connection)
+        peer.connection.allow(self.job.limits)
         peer.connection.send(m.Accepted(self.name))
         if first is not None:
             self._join(first, peer)
@@ -288,17 +300,20 @@ class Node(ABC):
             case m.Hello() if not peer.name:
                 self._hello(peer, message)
             case m.Accepted() if peer.accepted is not None and not peer.accepted.done():
+                connection.allow(self.job.limits)
                 if peer.first is not None:
                     self._join(peer.first, peer)  # at once: payload may be right behind
                 peer.accepted.set_result(None)
             case m.Refused(reason=reason) if peer.accepted is not None and not peer.accepted.done():
                 peer.accepted.set_exception(RefusedError(f"{peer.name} refused {self.name}: {reason}"))
             case _:
-                self.log(f"{connection.address} sent {type(message).__name__} before its handshake: closed")
+                words = f"{connection.address} sent {type(message).__name__} before its handshake: closed"
+                self._strangers.say(words, milliseconds())
                 connection.close()
 
     def lost(self, connection: Connection, reason: str) -> None:
         peer = self._links.pop(connection, None)
+        self._strangers.left(connection, milliseconds())
         self._closed_bytes[0] += connection.received_bytes
         self._closed_bytes[1] += connection.sent_bytes
         if peer is None or not peer.leave(connection):
@@ -307,7 +322,8 @@ class Node(ABC):
             why = reason or "it closed the connection"
             peer.accepted.set_exception(StartupError(f"{peer.name} broke off the handshake of {self.name}: {why}"))
         if reason and not peer.name:
-            self.log(f"closed {connection.address}: {reason}")
+            why = reason.removeprefix(f"{connection.address}: ")
+            self._strangers.say(f"closed {connection.address}: {why}", milliseconds())
         if self.peers.get(peer.name) is peer:
             del self.peers[peer.name]
             if not peer.name.startswith("visitor/"):

@@ -29,6 +29,7 @@ from shoal.transport.tcp import SCHEME, host_and_port
 READY = "SHOAL READY"
 BEGUN = "SHOAL BEGUN"
 LOWEST_PRIORITY = 19
+LOWEST_PRIORITY = 19
 FLUSH_SECONDS = 0.2  # for last words to leave before the process ends
 TEXT_LENGTH_MAX = 1_000  # of a job's name and of its token
 
@@ -80,6 +81,16 @@ def check_exposure(address: str, job: Job) -> None:
             file=sys.stderr,
             flush=True,
         )
+
+
+def beside(name: str) -> ThreadPoolExecutor:
+    """One thread for work that training should not notice: it has the lowest priority, where threads have one."""
+
+    def step_back() -> None:
+        with suppress(AttributeError, OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+
+    return ThreadPoolExecutor(1, thread_name_prefix=name, initializer=step_back)
 
 
 def run(main: Callable[[], Coroutine[Any, Any, Node]]) -> int:

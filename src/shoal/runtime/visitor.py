@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import time
 from collections import deque
 from typing import TypeVar
 
-from shoal.config import PROTOCOL, Limits
+from shoal.config import PROTOCOL, Limits, Tls
 from shoal.errors import ConfigurationError, DeadlineError, JobError, ProtocolError, RefusedError
+from shoal.transport import tls as transport_tls
 from shoal.wire import messages as m
 from shoal.wire.framing import Decoder, encode
 
@@ -18,17 +20,20 @@ _READ_BYTES = 64 << 10
 Reply = TypeVar("Reply", bound=m.Message)
 
 
-def status(address: str, job: str, token: str, deadline_ms: int) -> m.Status:
+def status(address: str, job: str, token: str, deadline_ms: int, tls: Tls | None = None) -> m.Status:
     """The Status of the job whose coordinator listens at `address` ("tcp://host:port").
 
+    tls: None stands for what SHOAL_TLS_* say, which may be: none.
+
     Raises JobError when nobody listens there or the connection breaks, RefusedError for a wrong job
-    name or token, ProtocolError when the other side is no Shoal coordinator, DeadlineError when it
-    does not answer within deadline_ms, ConfigurationError when the address is not one.
+    name, token or certificate on either side, ProtocolError when the other side is no Shoal coordinator,
+    DeadlineError when it does not answer within deadline_ms, ConfigurationError when the address is not one.
     """
+    tls = tls or Tls.from_environment()
     host, port = _host_and_port(address)
     until = time.monotonic() + deadline_ms / 1000
     try:
-        with socket.create_connection((host, port), timeout=deadline_ms / 1000) as connection:
+        with _connected(host, port, deadline_ms, tls) as connection:
             replies = _Replies(connection, address, until)
             connection.sendall(encode(m.Hello(PROTOCOL, job, token, "")))
             replies.next(m.Accepted)
@@ -36,8 +41,22 @@ def status(address: str, job: str, token: str, deadline_ms: int) -> m.Status:
             return replies.next(m.Status)
     except TimeoutError:
         raise DeadlineError(f"the coordinator at {address} did not answer for its status in {deadline_ms} ms") from None
+    except ssl.SSLError as error:
+        raise RefusedError(f"the coordinator at {address}: {transport_tls.reason(error)}") from None
     except OSError as error:
         raise JobError(f"no coordinator can be reached at {address} ({error.strerror or error})") from None
+
+
+def _connected(host: str, port: int, deadline_ms: int, tls: Tls | None) -> socket.socket:
+    context = None if tls is None else transport_tls.dialling(tls)
+    connection = socket.create_connection((host, port), timeout=deadline_ms / 1000)
+    if context is None:
+        return connection
+    try:
+        return context.wrap_socket(connection, server_hostname=host)
+    except BaseException:
+        connection.close()
+        raise
 
 
 class _Replies:

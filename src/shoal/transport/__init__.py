@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import ModuleType
 
-from shoal.config import Limits
+from shoal.config import Limits, Tls
 from shoal.errors import ConfigurationError
 from shoal.transport import inproc, shm, tcp
 from shoal.transport.base import Accept, Connection, Listener, Receiver, Wrap, unwrapped
@@ -14,28 +14,37 @@ _TRANSPORTS: Mapping[str, ModuleType] = {module.SCHEME: module for module in (tc
 ALTERNATIVE = ","  # between the ways to one listener, best first
 
 
-async def listen(address: str, accept: Accept, limits: Limits, wrap: Wrap = unwrapped) -> Listener:
+async def listen(
+    address: str, accept: Accept, limits: Limits, wrap: Wrap = unwrapped, tls: Tls | None = None
+) -> Listener:
     """Accepts connections at "tcp://host:port", "inproc://name" or "shm://".
 
     accept is called with each new connection and returns its receiver; wrap replaces what the
-    receiver sees of the connection (see faulty). Raises ConfigurationError for an address that
-    is taken or none.
+    receiver sees of the connection (see faulty). With tls every byte over tcp:// is encrypted, and nobody
+    gets in without a certificate; what stays on one host needs none (docs/security.md). Raises
+    ConfigurationError for an address that is taken or none, or files of tls that cannot be used.
     """
-    listener: Listener = await _transport(address).listen(address, accept, limits, wrap)
+    listener: Listener = await _transport(address).listen(address, accept, limits, wrap, tls)
     return listener
 
 
 async def connect(
-    address: str, receiver: Receiver, limits: Limits, deadline_ms: int, wrap: Wrap = unwrapped
+    address: str,
+    receiver: Receiver,
+    limits: Limits,
+    deadline_ms: int,
+    wrap: Wrap = unwrapped,
+    tls: Tls | None = None,
 ) -> Connection:
     """Connects to a listener, trying again until one is there; of several addresses, by the first that can be used.
 
     The receiver may be called before this returns. Raises StartupError, which names the address,
-    the last error and the time spent, after deadline_ms; ConfigurationError for no address.
+    the last error and the time spent, after deadline_ms; RefusedError at once where who listens is not who
+    it should be; ConfigurationError for no address, or files of tls that cannot be used.
     """
     ways = address.split(ALTERNATIVE)
     way = next((way for way in ways if not way.startswith(shm.SCHEME) or shm.reachable(way)), ways[-1])
-    connection: Connection = await _transport(way).connect(way, receiver, limits, deadline_ms, wrap)
+    connection: Connection = await _transport(way).connect(way, receiver, limits, deadline_ms, wrap, tls)
     return connection
 
 

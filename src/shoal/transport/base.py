@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from shoal.config import Limits
 from shoal.transport.queue import Queue
 from shoal.wire import messages as m
 from shoal.wire.framing import Buffer
@@ -63,8 +64,14 @@ class Connection(Protocol):
     def take_file(self) -> int | None:
         """The next descriptor that came along with a frame, now the caller's to close; None: there is none."""
 
+    def allow(self, limits: Limits) -> None:
+        """What arrives is held to these limits, from the next frame on; before, to those of `listen` or `connect`."""
+
     def close(self) -> None:
         """Closes once what is queued has been sent. Nothing is received from here on."""
+
+    def cut(self, reason: str) -> None:
+        """Closes at once, whatever is queued, for this reason; also a connection that is closing."""
 
 
 class Receiver(Protocol):
@@ -141,8 +148,14 @@ class Wrapped:
     def send(self, message: m.Message, payload: Sequence[Buffer] = (), files: Sequence[int] = ()) -> None:
         self.inner.send(message, payload, files)
 
+    def allow(self, limits: Limits) -> None:
+        self.inner.allow(limits)
+
     def close(self) -> None:
         self.inner.close()
+
+    def cut(self, reason: str) -> None:
+        self.inner.cut(reason)
 
 
 Accept = Callable[[Connection], Receiver]

@@ -81,10 +81,18 @@ class FramedConnection(ABC):
     def take_file(self) -> int | None:
         return None
 
+    def allow(self, limits: Limits) -> None:
+        self._limits = limits
+        self._decoder.allow(limits)
+
     def close(self) -> None:
         if not self._ended:
             self._end("")
             self._close()
+
+    def cut(self, reason: str) -> None:
+        self._break(reason)
+        self._drop()
 
     # --- for the transport ------------------------------------------------------------------------
 
@@ -117,6 +125,11 @@ class FramedConnection(ABC):
                 timer.cancel()
         if not self._ended:
             self._end(reason)
+
+    def _part(self, reason: str) -> None:
+        """No more bytes come, for this reason; last ones leave, and the peer has LINGER_S to take them."""
+        self._break(reason)
+        self._linger = self._loop.call_later(LINGER_S, self._drop)
 
     def _pause(self) -> None:
         """The transport has enough to send: what is sent now waits."""

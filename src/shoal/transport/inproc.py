@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import MutableMapping, Sequence
 from weakref import WeakKeyDictionary
 
-from shoal.config import Limits
+from shoal.config import Limits, Tls
 from shoal.errors import ConfigurationError, ProtocolError
 from shoal.transport.base import Accept, Connection, Listener, Receiver, Wrap, unwrapped
 from shoal.transport.dial import dial
@@ -25,7 +25,9 @@ WINDOW_BYTES = 1 << 20  # on their way at once; what is sent beyond waits where 
 _LISTENERS: MutableMapping[asyncio.AbstractEventLoop, dict[str, _InprocListener]] = WeakKeyDictionary()
 
 
-async def listen(address: str, accept: Accept, limits: Limits, wrap: Wrap = unwrapped) -> Listener:
+async def listen(
+    address: str, accept: Accept, limits: Limits, wrap: Wrap = unwrapped, _: Tls | None = None
+) -> Listener:
     """Accepts connections at "inproc://name" from this event loop. Raises ConfigurationError for a taken name."""
     names = _listeners()
     if address in names:
@@ -35,7 +37,12 @@ async def listen(address: str, accept: Accept, limits: Limits, wrap: Wrap = unwr
 
 
 async def connect(
-    address: str, receiver: Receiver, limits: Limits, deadline_ms: int, wrap: Wrap = unwrapped
+    address: str,
+    receiver: Receiver,
+    limits: Limits,
+    deadline_ms: int,
+    wrap: Wrap = unwrapped,
+    _: Tls | None = None,
 ) -> Connection:
     """Connects to "inproc://name", trying again until the deadline. Raises StartupError when nothing answers."""
 

@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from shoal.config import Limits
-from shoal.errors import ConfigurationError, ProtocolError
+from shoal.config import Limits, Tls
+from shoal.errors import ConfigurationError, ProtocolError, RefusedError
 from shoal.transport.base import Accept, Connection, Listener, Receiver, Wrap, unwrapped
 from shoal.transport.dial import dial
 from shoal.transport.framed import FramedConnection
@@ -52,7 +52,9 @@ def reachable(address: str) -> bool:
     return address.startswith(f"{SCHEME}://{here()}/")
 
 
-async def listen(address: str, accept: Accept, limits: Limits, wrap: Wrap = unwrapped) -> Listener:
+async def listen(
+    address: str, accept: Accept, limits: Limits, wrap: Wrap = unwrapped, _: Tls | None = None
+) -> Listener:
     """Accepts connections at "shm://", which picks a name, or at a whole address of this host.
 
     Raises ConfigurationError when the name is taken, or of another host.
@@ -75,11 +77,17 @@ async def listen(address: str, accept: Accept, limits: Limits, wrap: Wrap = unwr
 
 
 async def connect(
-    address: str, receiver: Receiver, limits: Limits, deadline_ms: int, wrap: Wrap = unwrapped
+    address: str,
+    receiver: Receiver,
+    limits: Limits,
+    deadline_ms: int,
+    wrap: Wrap = unwrapped,
+    _: Tls | None = None,
 ) -> Connection:
     """Connects to an address of this host, trying again until the deadline.
 
-    Raises StartupError when nothing answers in deadline_ms, ConfigurationError for another host's address.
+    Raises StartupError when nothing answers in deadline_ms, ConfigurationError for another host's address,
+    RefusedError when another user has taken the name: a token must not be told to them.
     """
     if not reachable(address):
         raise ConfigurationError(
@@ -90,6 +98,11 @@ async def connect(
         opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             await asyncio.get_running_loop().sock_connect(opened, _socket_name(address))
+            if (user := _user(opened)) != os.getuid():
+                raise RefusedError(
+                    f"{address} is in the hands of user {user}, not of {os.getuid()}: its listener is gone, and "
+                    f"someone took the name; start the job again"
+                )
         except BaseException:
             opened.close()
             raise
@@ -117,10 +130,7 @@ class _ShmListener:
             except OSError:
                 return  # all that waited are here, or the peer is gone already
             accepted.setblocking(False)
-            _, user, _ = _CREDENTIALS.unpack(
-                accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            )
-            if user != os.getuid():
+            if _user(accepted) != os.getuid():
                 accepted.close()  # the name is visible to other users of the host; the door is not
                 continue
             _ShmConnection(accepted, self.address, self._accept, self._limits, self._wrap).open()
@@ -279,6 +289,12 @@ class _ShmConnection(FramedConnection):
 def _close(files: list[int]) -> None:
     while files:
         os.close(files.pop())
+
+
+def _user(connected: socket.socket) -> int:
+    """Who is at the other end, as the kernel knows."""
+    _, user, _ = _CREDENTIALS.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return int(user)
 
 
 def _socket_name(address: str) -> str:

@@ -33,6 +33,14 @@ Buffer = bytes | bytearray | memoryview  # C-contiguous, of any item type
 Admit = Callable[[m.Message, int], Sequence[memoryview] | None]
 Deliver = Callable[[m.Message, bool], None]
 
+# Who begins so instead, as far as it can be told.
+_OTHERS = {
+    b"\x16\x03": "the peer speaks TLS and this side does not; give both --tls-cert, --tls-key and --tls-ca, or neither",
+    b"\x15\x03": "the peer wants TLS and this side does not speak it; give both --tls-cert, --tls-key and --tls-ca",
+    **dict.fromkeys((b"GET ", b"POST", b"HEAD", b"PUT "), "the peer speaks HTTP; this is the port of a Shoal process"),
+}
+_UNKNOWN = "the peer is not a Shoal process, or the stream is broken"
+
 SCRATCHES_IDLE_MAX = 16  # kept for the next decoder that needs one
 
 _NOTHING = memoryview(bytearray())
@@ -135,6 +143,10 @@ class Decoder:
         """The rest of the payload that is arriving goes nowhere; its frame is delivered as discarded."""
         self._targets = None
         self._direct = False
+
+    def allow(self, limits: Limits) -> None:
+        """From the next frame on, these limits hold."""
+        self._limits = limits
 
     def unfinished(self) -> str:
         """What the stream breaks off in, were it to end now; "" between frames."""
@@ -253,16 +265,20 @@ class Decoder:
 
     def _check_magic(self, seen: bytes) -> None:
         if not MAGIC.startswith(seen):
-            raise ProtocolError(
-                f"frame starts with {seen!r}, not {MAGIC!r}: the peer is not a Shoal process, or the stream is broken"
-            )
+            guess = next((word for start, word in _OTHERS.items() if seen.startswith(start)), _UNKNOWN)
+            raise ProtocolError(f"frame starts with {seen!r}, not {MAGIC!r}: {guess}")
 
     def _check_limit(self, part: str, announced: int, limit: int) -> None:
-        if announced > limit:
+        if announced <= limit:
+            return
+        if not self._limits.payload_bytes_max:
             raise ProtocolError(
-                f"frame announces a {part} of {announced} bytes, the limit is {part}_bytes_max={limit}; "
-                f"raise SHOAL_{part.upper()}_BYTES_MAX on every node if it is meant"
+                f"frame announces a {part} of {announced} bytes before its handshake, where the limit is {limit}"
             )
+        raise ProtocolError(
+            f"frame announces a {part} of {announced} bytes, the limit is {part}_bytes_max={limit}; "
+            f"raise SHOAL_{part.upper()}_BYTES_MAX on every node if it is meant"
+        )
 
 
 def _borrow() -> memoryview:
