@@ -1,0 +1,98 @@
+"""Messages that open a connection, and those by which a job comes together."""
+
+from __future__ import annotations
+
+from shoal.vocabulary import TableSpec
+from shoal.wire.message import Message
+
+# --- opening a connection ---------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True, array_like=True, tag=True):
+    protocol: int
+    job: str
+    token: str
+    name: str  # the sender's node name; "" for a visitor that only asks for Status
+    link: int = 0  # a number of the sender's choice, the same for a connection and its further streams
+    stream: int = 0  # above 0: a further stream of the connection that said Hello with this link
+
+
+class Accepted(Message, frozen=True, array_like=True, tag=True):
+    name: str
+
+
+class Refused(Message, frozen=True, array_like=True, tag=True):
+    what: str  # the tag of the refused message
+    reason: str
+
+
+# --- forming the job --------------------------------------------------------------------------
+
+
+class Register(Message, frozen=True, array_like=True, tag=True):
+    server: int
+    address: str
+    pid: int
+    version: int = 0  # above 0 when the server has loaded a snapshot
+
+
+class Registered(Message, frozen=True, array_like=True, tag=True):
+    epoch: int
+
+
+class Join(Message, frozen=True, array_like=True, tag=True):
+    rank: int
+    nonce: int  # tells a new life of the worker from a repeated request
+    pid: int
+
+
+class Welcome(Message, frozen=True, array_like=True, tag=True):
+    worker: int
+    incarnation: int
+    nonce: int
+    servers: tuple[str, ...]  # addresses, by server index; empty while servers are missing
+    epoch: int = 1
+
+
+class Declare(Message, frozen=True, array_like=True, tag=True):
+    worker: int
+    incarnation: int
+    spec: TableSpec
+
+
+class Create(Message, frozen=True, array_like=True, tag=True):
+    epoch: int
+    spec: TableSpec
+    shard: int
+    shards: int
+
+
+class Created(Message, frozen=True, array_like=True, tag=True):
+    shard: int
+    version: int
+
+
+class Declared(Message, frozen=True, array_like=True, tag=True):
+    """The table exists. seed: this worker must push its initial parameters as clock 0."""
+
+    worker: int
+    incarnation: int
+    seed: bool
+
+
+class Attach(Message, frozen=True, array_like=True, tag=True):
+    """The worker shares the memory its gradients will lie in; the arena's descriptor goes along.
+
+    From now on Stage need not carry this worker's blocks: they lie in the arena, by tables.layout.
+    """
+
+    worker: int
+    incarnation: int
+
+
+class Attached(Message, frozen=True, array_like=True, tag=True):
+    """The shard shares the memory its parameters lie in; from now on Parameters carry no bytes."""
+
+    shard: int
+    worker: int
+    incarnation: int

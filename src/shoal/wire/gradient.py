@@ -1,0 +1,186 @@
+"""Messages in the life of a gradient: staged, ready, committed, applied, and parameters back."""
+
+from __future__ import annotations
+
+from shoal.vocabulary import Contributor, Lease, Weighted
+from shoal.wire.message import Message
+
+
+class Stage(Message, frozen=True, array_like=True, tag=True):
+    """Blocks of one contribution; the payload holds them one after the other in wire format."""
+
+    contributor: Contributor
+    blocks: tuple[int, ...]
+
+
+class Staged(Message, frozen=True, array_like=True, tag=True):
+    shard: int
+    contributor: Contributor
+    blocks: tuple[int, ...]
+
+
+class Ready(Message, frozen=True, array_like=True, tag=True):
+    """Every block of the contribution is staged.
+
+    samples: how many samples its mean gradient is over (its share when contributions combine);
+    multiplier: factor for its gradient (1 / loss scale under GradScaler); void: the gradient is
+    not to be used (overflow under GradScaler) though the samples were; whole: every block lies in
+    shared memory, and the servers that map it were sent no Stage.
+    """
+
+    contributor: Contributor
+    samples: int
+    leases: tuple[int, ...]
+    rates: tuple[float, ...]  # learning rate per parameter group, for this step
+    multiplier: float = 1.0
+    void: bool = False
+    whole: bool = False
+
+
+class Offer(Message, frozen=True, array_like=True, tag=True):
+    """The contribution will be ready once every server has staged so many blocks of it (by server index).
+
+    Nothing waits for it: Ready follows in any case, once the worker knows that they are staged.
+    """
+
+    ready: Ready
+    blocks: tuple[int, ...]
+
+
+class Await(Message, frozen=True, array_like=True, tag=True):
+    """Say when so many blocks of the contribution are staged."""
+
+    contributor: Contributor
+    blocks: int
+
+
+class Complete(Message, frozen=True, array_like=True, tag=True):
+    """All blocks of the contribution that were awaited are staged."""
+
+    shard: int
+    contributor: Contributor
+
+
+class Foresee(Message, frozen=True, array_like=True, tag=True):
+    """The next update will most likely combine these first, with these weights: all of them are staged."""
+
+    epoch: int
+    contributors: tuple[Weighted, ...]
+
+
+class Commit(Message, frozen=True, array_like=True, tag=True):
+    """One entry of the log. Applied by every shard, in order of seq, exactly once.
+
+    kind: "seed" (contributor's blocks become the parameters), "update" (combine, then the rule),
+    "cut" (changes no parameter: a consistent cut for a reader, a fence, a snapshot).
+    closes: per worker, contributions up to this clock are settled: free them, take no more.
+    fences: per worker, incarnations up to this one may not stage any more.
+    stable: every shard has applied the entries up to this one; those after it are kept for a new coordinator.
+    since: the last entry that the coordinator of this epoch took over; what an older one sent after it is void.
+    release: workers to push the parameters of this version to.
+    """
+
+    epoch: int
+    seq: int
+    kind: str
+    contributors: tuple[Weighted, ...] = ()
+    rates: tuple[float, ...] = ()
+    closes: tuple[tuple[int, int, int], ...] = ()  # (worker, incarnation, clock)
+    fences: tuple[tuple[int, int], ...] = ()  # (worker, incarnation)
+    release: tuple[tuple[int, int], ...] = ()  # (worker, incarnation)
+    samples: tuple[tuple[int, int, int], ...] = ()  # (data epoch, start, stop) accounted for
+    save: str = ""  # directory of a snapshot of this version
+    stable: int = 0
+    since: int = 0
+
+
+class Norms(Message, frozen=True, array_like=True, tag=True):
+    """Partial results that a rule needs over the whole model: (block, values) of one phase."""
+
+    shard: int
+    seq: int
+    phase: str
+    partials: tuple[tuple[int, tuple[float, ...]], ...]
+
+
+class Factors(Message, frozen=True, array_like=True, tag=True):
+    """What the partials of all shards add up to: one factor, or one per tensor."""
+
+    epoch: int
+    seq: int
+    phase: str
+    values: tuple[float, ...]
+
+
+class Applied(Message, frozen=True, array_like=True, tag=True):
+    shard: int
+    seq: int
+
+
+class Released(Message, frozen=True, array_like=True, tag=True):
+    """The worker's clock is settled; it goes on at next_clock with the parameters of version."""
+
+    worker: int
+    incarnation: int
+    clock: int
+    next_clock: int
+    version: int
+    committed: bool  # False: the contribution came too late for its commit (quorum) and was dropped
+    lease: Lease | None = None
+
+
+class Waiting(Message, frozen=True, array_like=True, tag=True):
+    """Answers a repeated Ready or LeaseRequest that is not settled yet: what the job waits for."""
+
+    worker: int
+    incarnation: int
+    reason: str
+
+
+class Parameters(Message, frozen=True, array_like=True, tag=True):
+    """Blocks at one version; the payload holds them one after the other in the worker's dtype.
+
+    Without payload they lie in the shard's arena, which bears this stamp as long as they do.
+    """
+
+    shard: int
+    worker: int
+    incarnation: int
+    version: int
+    blocks: tuple[int, ...]
+    stamp: int = 0
+
+
+class Copied(Message, frozen=True, array_like=True, tag=True):
+    """The worker does not read the parameters of `version` in the shard's arena any more."""
+
+    worker: int
+    incarnation: int
+    version: int
+
+
+class Pull(Message, frozen=True, array_like=True, tag=True):
+    """Parameters of `version` did not arrive: push these blocks again."""
+
+    worker: int
+    incarnation: int
+    version: int
+    blocks: tuple[int, ...]
+
+
+class Moved(Message, frozen=True, array_like=True, tag=True):
+    """The shard no longer has the version asked for: ask the coordinator for a new cut."""
+
+    shard: int
+    worker: int
+    incarnation: int
+    asked: int
+    version: int
+
+
+class Refresh(Message, frozen=True, array_like=True, tag=True):
+    """Asks for a new consistent cut in place of one (`version`) that is gone."""
+
+    worker: int
+    incarnation: int
+    version: int
