@@ -67,9 +67,9 @@ class Limits:
 class Tls:
     """Mutual TLS on every TCP connection: files in PEM, by absolute paths."""
 
-    certificate: Path  # this node's own, with those between it and the authority, if any, behind it
-    key: Path  # of that certificate, without a passphrase
-    authority: Path  # whose signature every peer's certificate must bear
+    certificate: str  # this node's own, with those between it and the authority, if any, behind it
+    key: str  # of that certificate, without a passphrase
+    authority: str  # whose signature every peer's certificate must bear
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Tls | None:
@@ -86,12 +86,12 @@ class Tls:
                 f"{', '.join(given)} without {', '.join(missing)}: TLS takes a certificate, its key and the authority "
                 f"(--tls-cert, --tls-key, --tls-ca); give all three or none"
             )
-        certificate, key, authority = (Path(given[name]).absolute() for name in TLS_VARIABLES)
+        certificate, key, authority = (str(Path(given[name]).absolute()) for name in TLS_VARIABLES)
         return cls(certificate, key, authority)
 
     def environment(self) -> dict[str, str]:
         """The variables that `from_environment` reads back."""
-        return dict(zip(TLS_VARIABLES, map(str, (self.certificate, self.key, self.authority)), strict=True))
+        return dict(zip(TLS_VARIABLES, (self.certificate, self.key, self.authority), strict=True))
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def certificate(kind: str = "good") -> Tls:
     for name in ("ca.pem", "ca.key"):
         shutil.copy(authority / name, place / name)
     _run(_commands()[1:], place, CHANGES[kind])
-    return Tls(place / "node.pem", place / "node.key", place / "ca.pem")
+    return Tls(*(str(place / name) for name in ("node.pem", "node.key", "ca.pem")))
 
 
 @cache

@@ -14,6 +14,7 @@ import uvloop
 
 from shoal.config import Limits, Tls
 from shoal.transport import Accept, Connection, Listener, Receiver, connect, listen, shm
+from shoal.transport.tls import dialling
 from shoal.wire import messages as m
 
 from .certificates import certificate
@@ -112,6 +113,17 @@ class Network:
 
     async def connect(self, address: str, receiver: Receiver, deadline_ms: int) -> Connection:
         return await connect(address, receiver, LIMITS, deadline_ms, tls=self.tls)
+
+    async def blocking(self, listener: Listener) -> socket.socket:
+        """A peer over TCP that does with its socket what it likes; over TLS it has a certificate."""
+        host, port = listener.address.removeprefix("tcp://").rsplit(":", 1)
+
+        def connected() -> socket.socket:
+            plain = socket.create_connection((host, int(port)), timeout=WAIT_S)
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else records wait for one another
+            return dialling(self.tls).wrap_socket(plain, server_hostname=host) if self.tls else plain
+
+        return await asyncio.get_running_loop().run_in_executor(None, connected)
 
     @property
     def somewhere(self) -> str:

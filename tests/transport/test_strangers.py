@@ -56,23 +56,12 @@ def test_strange_bytes_are_answered_by_one_error(tcp: Network, data: bytes, word
     tcp.run(scenario)
 
 
-async def blocking(network: Network, listener: Listener) -> socket.socket:
-    host, port = listener.address.removeprefix("tcp://").rsplit(":", 1)
-
-    def connected() -> socket.socket:
-        plain = socket.create_connection((host, int(port)), timeout=WAIT_S)
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else records wait for one another
-        return dialling(network.tls).wrap_socket(plain, server_hostname=host) if network.tls else plain
-
-    return await asyncio.get_running_loop().run_in_executor(None, connected)
-
-
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_peer_that_ends_in_the_middle_of_a_frame(tcp: Network, reset: bool) -> None:
     async def scenario() -> None:
         far = Inbox(place=lambda message, size: [memoryview(bytearray(size))])
         listener = await tcp.listen(tcp.somewhere, far.accept)
-        with await blocking(tcp, listener) as peer:
+        with await tcp.blocking(listener) as peer:
             peer.sendall(encode(text(1), 500_000) + bytes(50_000))
             await far.until(lambda: far.memory)
             await asyncio.sleep(0.02)
@@ -86,13 +75,13 @@ def test_a_peer_that_ends_in_the_middle_of_a_frame(tcp: Network, reset: bool) ->
 
 
 SENDER = """
-import pathlib, socket, sys, time
+import socket, sys, time
 from shoal.config import Tls
 from shoal.transport.tls import dialling
 port, data, *files = sys.argv[1:]
 peer = socket.create_connection(("127.0.0.1", int(port)))
 if files:
-    peer = dialling(Tls(*map(pathlib.Path, files))).wrap_socket(peer, server_hostname="127.0.0.1")
+    peer = dialling(Tls(*files)).wrap_socket(peer, server_hostname="127.0.0.1")
 peer.sendall(bytes.fromhex(data))
 time.sleep(60)
 """
@@ -124,7 +113,7 @@ def test_a_reset_between_frames_says_so(tcp: Network) -> None:
     async def scenario() -> None:
         far = Inbox()
         listener = await tcp.listen(tcp.somewhere, far.accept)
-        with await blocking(tcp, listener) as peer:
+        with await tcp.blocking(listener) as peer:
             peer.sendall(encode(text(1)))
             await far.arrived(1)
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -141,7 +130,7 @@ def test_a_peer_that_never_closes_is_cut(tcp: Network, queued_bytes: int, monkey
     async def scenario() -> None:
         far = Inbox()
         listener = await tcp.listen(tcp.somewhere, far.accept)
-        with await blocking(tcp, listener) as peer:
+        with await tcp.blocking(listener) as peer:
             await far.until(lambda: far.connection is not None)
             assert far.connection is not None
             far.connection.send(text(1), [bytes(queued_bytes)])

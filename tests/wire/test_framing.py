@@ -254,6 +254,18 @@ def test_what_is_only_announced_takes_no_memory(data: bytes) -> None:
         tracemalloc.stop()
 
 
+def test_a_stopped_decoder_holds_nothing() -> None:
+    decoder = Decoder(Limits(), lambda message, payload_bytes: None, lambda message, delivered: None)
+    decoder.feed(HEADER.pack(MAGIC, PROTOCOL, 0, 100, 0) + b"half of a message")
+    assert len(decoder._scratch)
+    decoder.stop()
+    assert not len(decoder._scratch)
+    decoder.feed(b"more")
+    decoder.writable()
+    decoder.written(1)
+    assert not len(decoder._scratch)
+
+
 def test_idle_decoders_take_next_to_no_memory() -> None:
     frame = encode(m.Stop("hello"), 3) + b"abc"
     tracemalloc.start()

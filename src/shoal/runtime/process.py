@@ -29,7 +29,6 @@ from shoal.transport.tcp import SCHEME, host_and_port
 READY = "SHOAL READY"
 BEGUN = "SHOAL BEGUN"
 LOWEST_PRIORITY = 19
-LOWEST_PRIORITY = 19
 FLUSH_SECONDS = 0.2  # for last words to leave before the process ends
 TEXT_LENGTH_MAX = 1_000  # of a job's name and of its token
 

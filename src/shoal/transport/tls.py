@@ -26,6 +26,10 @@ def dialling(tls: Tls) -> ssl.SSLContext:
     return _context(ssl.PROTOCOL_TLS_CLIENT, tls)
 
 
+# "A protocol that is not taken here", for those whom TLS leaves without an answer, since they speak no TLS at all.
+ALERT = bytes((21, 3, 3, 0, 2, 2, 70))
+
+
 class Channel:
     """One end of one TLS stream. Every method may raise ssl.SSLError; `reason` has the words for it."""
 
@@ -66,7 +70,7 @@ class Channel:
             return 0
 
     def write(self, data: memoryview) -> int:
-        """Takes bytes into the stream, at most one record of them; how many."""
+        """Takes bytes into the stream, all of them as things are; how many."""
         return self._stream.write(data)
 
     def finish(self) -> None:
@@ -94,6 +98,7 @@ def verified(tls: Tls) -> Tls:
 
 _HOSTNAME_MISMATCH, _IP_MISMATCH, _EXPIRED, _NOT_YET = 62, 64, 10, 9  # X509_V_ERR_*, which Python does not name
 
+_SIGNED = "the authority in --tls-ca must have signed it, and both sides must have the same --tls-ca"
 _REMEDIES = {
     **dict.fromkeys(
         (_HOSTNAME_MISMATCH, _IP_MISMATCH), "make it for every name and number it is dialled by (subjectAltName)"
@@ -121,9 +126,6 @@ _REASONS = {
 }  # fmt: skip
 
 
-_SIGNED = "the authority in --tls-ca must have signed it, and both sides must have the same --tls-ca"
-
-
 def _remedy(error: ssl.SSLCertVerificationError) -> str:
     return _REMEDIES.get(error.verify_code, _SIGNED)
 
@@ -134,7 +136,7 @@ def _context(protocol: int, tls: Tls) -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_REQUIRED
     for flag, path in (("--tls-cert", tls.certificate), ("--tls-key", tls.key), ("--tls-ca", tls.authority)):
         try:
-            with path.open("rb"):
+            with open(path, "rb"):
                 pass
         except OSError as error:
             raise ConfigurationError(f"{flag} {path} cannot be read: {error.strerror or error}") from None

@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from shoal.config import Limits
 from shoal.errors import RefusedError
 from shoal.transport.base import Accept, Wrap
-from shoal.transport.tcp_connection import HANDOVER_BYTES, TcpConnection, joined
-from shoal.transport.tls import Channel, reason
+from shoal.transport.tcp_connection import TcpConnection, joined
+from shoal.transport.tls import ALERT, Channel, reason
 from shoal.wire.framing import Buffer
 
 CIPHERTEXT_BYTES = 256 << 10  # received at once
+RECORDS_BYTES = 256 << 10  # encrypted at once, which the socket is handed then
 
 _of_thread = threading.local()
 
@@ -87,6 +88,8 @@ class TlsConnection(TcpConnection):
     def connection_lost(self, exc: Exception | None) -> None:
         self._tell(exc or ConnectionResetError("closed during the TLS handshake"))
         super().connection_lost(exc)
+        self._silence()
+        del self._channel  # tens of kilobytes, which would wait for the garbage collector
 
     # --- called by FramedConnection ---------------------------------------------------------------
 
@@ -106,6 +109,10 @@ class TlsConnection(TcpConnection):
     def _finish(self) -> None:
         self._finishing = True
         self._encrypt()
+
+    def _drop(self) -> None:
+        self._silence()
+        super()._drop()
 
     # --- helpers ----------------------------------------------------------------------------------
 
@@ -165,9 +172,9 @@ class TlsConnection(TcpConnection):
 
     def _fill_records(self) -> None:
         """Encrypt as much as is handed to the socket at once."""
-        while self._plain and self._channel.outgoing_bytes < HANDOVER_BYTES:
+        while self._plain and self._channel.outgoing_bytes < RECORDS_BYTES:
             first = self._plain[0]
-            count = self._channel.write(first)
+            count = self._channel.write(first[:RECORDS_BYTES])
             self._plain_bytes -= count
             if count < len(first):
                 self._plain[0] = first[count:]
@@ -175,17 +182,17 @@ class TlsConnection(TcpConnection):
                 self._plain.popleft()
 
     def _fail(self, error: ssl.SSLError) -> None:
-        """TLS has come to an end: tell whoever waits here, and the peer by the alert that TLS left to be sent."""
+        """TLS has come to an end: tell whoever waits here, and the peer by an alert."""
         words = f"{self.address}: {reason(error)}"
         self._tell(RefusedError(words))
         self._part(words)
+        if not (self._channel.secured or self._channel.outgoing_bytes or self._transport.is_closing()):
+            self._transport.write(ALERT)
         self._half_close(politely=False)
 
     def _half_close(self, politely: bool = True) -> None:
         """The peer reads to the end before it closes, so our last words reach it."""
-        self._silent = True
-        self._plain.clear()
-        self._plain_bytes = 0
+        self._silence()
         if self._transport.is_closing():
             return
         if politely:
@@ -195,6 +202,12 @@ class TlsConnection(TcpConnection):
                 pass  # the peer broke the stream meanwhile: it learns of the end from the socket
         self._flush()
         self._transport.write_eof()
+
+    def _silence(self) -> None:
+        """Nothing goes through the channel any more; let go of what waited."""
+        self._silent = True
+        self._plain.clear()
+        self._plain_bytes = 0
 
     def _flush(self) -> None:
         data = self._channel.outgoing()

@@ -106,6 +106,7 @@ class Decoder:
         admit and deliver raise.
         """
         if self._stopped:
+            self._give_back()
             return
         if self._direct:
             self._advance(count)
@@ -137,7 +138,7 @@ class Decoder:
         self._stopped = True
         self._targets = None
         self._message = None
-        self._start = self._end = 0
+        self._give_back()
 
     def discard(self) -> None:
         """The rest of the payload that is arriving goes nowhere; its frame is delivered as discarded."""
