@@ -173,7 +173,7 @@ class _Launch:
 
     @property
     def _record(self) -> JobRecord:
-        return JobRecord(self._plan.job, self._coordinator, self._plan.token, os.getpid())
+        return JobRecord(self._plan.job, self._coordinator, self._plan.token, os.getpid(), self._plan.tls)
 
     # --- starting -----------------------------------------------------------------------------------
 

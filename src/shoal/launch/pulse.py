@@ -44,7 +44,7 @@ def pulse(record: JobRecord, lease_ms: int, tell: Callable[[Seen | Silent], None
         unanswered = 0
         while not over.wait(0 if unanswered else STATUS_SECONDS):
             try:
-                tell(Seen(visitor.status(record.address, record.job, record.token, deadline_ms)))
+                tell(Seen(visitor.status(record.address, record.job, record.token, deadline_ms, record.tls)))
                 unanswered = 0
             except DeadlineError:
                 unanswered += 1
