@@ -162,8 +162,11 @@ class Coordinator:
         member = self.membership.find(worker, incarnation)
         if member is None:
             if isinstance(message, m.Leave):
+                left: k.Effect = k.Send(source, m.Left(worker, incarnation))
+                if self.phase != RECOVERING:
+                    return [left]
                 self.recovery.gone.add((worker, incarnation))
-                return [k.Send(source, m.Left(worker, incarnation)), *self._take_over(now)]
+                return [left, *self._take_over(now)]
             if self.phase == RECOVERING and (worker, incarnation) in self.recovery.heard:
                 return []  # it will be told
             if self.recovers and incarnation < self.first_number:

@@ -378,7 +378,8 @@ class Shard:
         ]
         self.accounts.add(commit)
         self.kept[commit.seq] = Kept(commit, factors)
-        self.kept = {seq: entry for seq, entry in self.kept.items() if seq > commit.stable}
+        for seq in [seq for seq in self.kept if seq <= commit.stable]:
+            del self.kept[seq]
         for worker, incarnation in commit.fences:
             if self.near.get(worker, incarnation + 1) <= incarnation:
                 del self.near[worker]
@@ -386,7 +387,8 @@ class Shard:
         settled = tuple(who for who in self.staged if self.settled(who))
         for who in settled:
             del self.staged[who]
-        self.awaited = {who: blocks for who, blocks in self.awaited.items() if not self.settled(who)}
+        for who in [who for who in self.awaited if self.settled(who)]:
+            del self.awaited[who]
         if commit.closes or commit.fences:
             effects.append(k.Free(settled))
         effects.append(k.Send(COORDINATOR, m.Applied(self.index, self.version)))
