@@ -121,7 +121,8 @@ class Region:
         self.memory = memoryview(block).cast("B")
 
     def place(self, descriptor: int, part: Range) -> None:
-        """Map this part of an arena at the same offset of the region. Takes over the descriptor.
+        """Map this part of an arena at the same offset of the region, in place of what was there. Takes over the
+        descriptor.
 
         ProtocolError for an arena that may shrink or is too small.
         """
@@ -130,8 +131,15 @@ class Region:
         except BaseException:
             os.close(descriptor)
             raise
-        self._mapped.append((part, descriptor))
-        self._lay(part, descriptor)
+        with self._lock:
+            for index, (known, before) in enumerate(self._mapped):
+                if known == part and part.size:
+                    os.close(before)
+                    self._mapped[index] = part, descriptor
+                    break
+            else:
+                self._mapped.append((part, descriptor))
+            self._lay(part, descriptor)
 
     def renew(self) -> None:
         """Forget what was written here: all mapped parts show their arenas again."""

@@ -26,6 +26,7 @@ class Limits:
     hello_bytes_max: int = 16 << 10  # a message before the handshake is over; no payload may come before
     strangers_max: int = 256  # connections without a handshake at once, beside one for each that the job expects
     frame_bytes_target: int = 4 << 20  # blocks are gathered into frames of about this size
+    fill_bytes_target: int = 16 << 20  # of a shard, given to a new replica between two updates
     queue_bytes_max: int = 4 << 30  # by reference, for one peer; beyond, a peer that takes nothing is cut
     stall_ms: int = 10_000  # after this
     long_link_us: int = 2_000  # a round trip above it makes a link long: payload goes over further streams
@@ -101,8 +102,9 @@ class Job:
     name: str = JOB_DEFAULT
     token: str = ""
     workers: int = 1  # how many workers the job waits for before clock 1
-    servers: int = 1
+    servers: int = 1  # shards: as many as there are primaries
     limits: Limits = field(default_factory=Limits)
     transport: str = TRANSPORTS[0]
     threads: int = 1  # of each server, for the update
     tls: Tls | None = None  # None: bytes cross the network as they are
+    replicas: int = 1  # of each shard

@@ -177,6 +177,7 @@ class Setting:
     faults: Faults | None = None
     seed: int = 0
     long: bool = False  # every link is taken for a long one
+    replicas: int = 1
     late_s: float = 0.0  # by which the last worker is behind the others in each clock
 
     def wrap(self) -> Wrap:
@@ -191,7 +192,7 @@ def running(
     observer = observer or Observer()
     observer.inner = setting.wrap()
     transport = setting.scheme if setting.scheme in TRANSPORTS else TRANSPORTS[0]
-    job = Job("promise", "secret", workers, setting.servers, limits, transport)
+    job = Job("promise", "secret", workers, setting.servers, limits, transport, replicas=setting.replicas)
     embedded = EmbeddedJob(job, wrap=observer, scheme=setting.scheme)
     try:
         yield embedded

@@ -27,8 +27,9 @@ class Combined:
     contributors: tuple[Weighted, ...] = ()
 
     @classmethod
-    def of(cls, table: Table) -> Combined:
-        sums = [np.empty(block.elements, np.float32) for block in table.blocks]
+    def of(cls, table: Table, memory: Sequence[Floats] | None = None) -> Combined:
+        """memory: where the sums are to lie, by position; None: anywhere."""
+        sums = memory or [np.empty(block.elements, np.float32) for block in table.blocks]
         return cls(sums, [0] * len(sums), [False] * len(sums))
 
     def expect(self, contributors: tuple[Weighted, ...]) -> None:

@@ -1,7 +1,7 @@
 """The commit log: one total order of entries for the whole job, and who has applied them.
 
 An entry is an update, the seed, or a cut that changes no parameter; each carries the fences that
-are due. It is kept until every shard has applied it. Rules that need figures over the whole model
+are due. It is kept until every server has applied it. Rules that need figures over the whole model
 (the norm for clipping, LAMB's trust ratios) are measured shard by shard; the log adds them up
 over blocks, so the sum is the same on any number of shards.
 """
@@ -22,10 +22,10 @@ RESENT_MAX = 16  # entries repeated to a silent shard at a time
 
 @dataclass
 class Entry:
-    """A commit that some shard has not applied yet."""
+    """A commit that some server has not applied yet."""
 
     commit: m.Commit
-    missing: set[int]  # shards that have not applied it
+    missing: set[int]  # servers that have not applied it
     norms: dict[str, dict[int, m.Norms]] = field(default_factory=dict)  # phase -> shard -> partials
     factors: dict[str, m.Factors] = field(default_factory=dict)
 
@@ -36,6 +36,7 @@ class CommitLog:
 
     epoch: int
     shards: int
+    servers: list[int] = field(default_factory=list)  # that follow the log: every replica of every shard
     version: int = 0  # sequence number of the last entry
     updated: int = 0  # the last entry that changed parameters
     fences: list[tuple[int, int]] = field(default_factory=list)  # for the next entry
@@ -45,7 +46,7 @@ class CommitLog:
 
     @property
     def stable(self) -> int:
-        """Every shard has applied the entries up to this one."""
+        """Every server has applied the entries up to this one."""
         return min(self.entries, default=self.version + 1) - 1
 
     def seed(self, ready: m.Ready) -> m.Commit:
@@ -71,61 +72,76 @@ class CommitLog:
         self.fences.append((worker, incarnation))
 
     def append(self, commit: m.Commit, now: int) -> list[k.Effect]:
-        """Add the next entry and send it to every shard."""
+        """Add the next entry and send it to every server."""
         assert commit.seq == self.version + 1 and commit.epoch == self.epoch
         if not self.entries:
             self.sent_at = now
         self.version = commit.seq
         if commit.kind != "cut":
             self.updated = commit.seq
-        self.entries[commit.seq] = Entry(commit, set(range(self.shards)))
-        return [k.Send(server_name(shard), commit) for shard in range(self.shards)]
+        self.entries[commit.seq] = Entry(commit, set(self.servers))
+        return [k.Send(server_name(server), commit) for server in self.servers]
 
     def recover(self, version: int, updated: int, entries: Sequence[Entry], now: int) -> list[k.Effect]:
-        """Go on with a log that a coordinator of an older epoch began: repeat what some shards lack."""
+        """Go on with a log that a coordinator of an older epoch began: repeat what some servers lack."""
         self.version, self.since, self.updated, self.sent_at = version, version, updated, now
         self.entries = {entry.commit.seq: entry for entry in entries}
-        return [effect for shard in range(self.shards) for effect in self.repeat(shard)]
+        return [effect for server in self.servers for effect in self.repeat(server)]
 
-    def applied(self, shard: int, seq: int, now: int) -> None:
-        """A shard has applied this entry, and so all before it."""
+    def applied(self, server: int, seq: int, now: int) -> None:
+        """A server has applied this entry, and so all before it."""
         self.sent_at = now
+        self._over(server, seq)
+
+    def follow(self, server: int) -> list[k.Effect]:
+        """From here on this server follows the log, too: with the entries that some other has yet to apply."""
+        self.servers = sorted({*self.servers, server})
+        for entry in self.entries.values():
+            entry.missing.add(server)
+        return self.repeat(server)
+
+    def leave(self, server: int) -> None:
+        """Nobody waits for this server any more."""
+        self.servers = [other for other in self.servers if other != server]
+        self._over(server, self.version)
+
+    def _over(self, server: int, seq: int) -> None:
         for number in [number for number in self.entries if number <= seq]:
             entry = self.entries[number]
-            entry.missing.discard(shard)
+            entry.missing.discard(server)
             if not entry.missing:
                 del self.entries[number]
 
-    def norms(self, norms: m.Norms, spec: TableSpec) -> list[k.Effect]:
-        """Partials of one shard; answers every shard with the factors once all have come."""
+    def norms(self, norms: m.Norms, shard: int, spec: TableSpec) -> list[k.Effect]:
+        """Partials of one shard, from its primary; answers every server with the factors once all have come."""
         entry = self.entries.get(norms.seq)
         if entry is None:
             return []
         if norms.phase in entry.factors:
-            return [k.Send(server_name(norms.shard), entry.factors[norms.phase])]
+            return [k.Send(server_name(norms.server), entry.factors[norms.phase])]
         arrived = entry.norms.setdefault(norms.phase, {})
-        arrived[norms.shard] = norms
+        arrived[shard] = norms
         if len(arrived) < self.shards:
             return []
         partials = {block: values for part in arrived.values() for block, values in part.partials}
         values = phases.reduce(spec, norms.phase, partials)
         factors = m.Factors(self.epoch, norms.seq, norms.phase, values)
         entry.factors[norms.phase] = factors
-        return [k.Send(server_name(shard), factors) for shard in range(self.shards)]
+        return [k.Send(server_name(server), factors) for server in self.servers]
 
     def resend(self, now: int, resend_ms: int) -> list[k.Effect]:
-        """What silent shards may have missed, once nothing was applied for `resend_ms`."""
+        """What silent servers may have missed, once nothing was applied for `resend_ms`."""
         if not self.entries or now - self.sent_at < resend_ms:
             return []
         self.sent_at = now
-        return [effect for shard in range(self.shards) for effect in self.repeat(shard)]
+        return [effect for server in self.servers for effect in self.repeat(server)]
 
-    def repeat(self, shard: int) -> list[k.Effect]:
-        """The oldest entries this shard has not applied, and the factors already known for them."""
-        missing = [entry for entry in self.entries.values() if shard in entry.missing][:RESENT_MAX]
+    def repeat(self, server: int) -> list[k.Effect]:
+        """The oldest entries this server has not applied, and the factors already known for them."""
+        missing = [entry for entry in self.entries.values() if server in entry.missing][:RESENT_MAX]
         sent: list[m.Message] = [entry.commit for entry in missing]
         sent += [factors for entry in missing[:1] for factors in entry.factors.values()]
-        return [k.Send(server_name(shard), message) for message in sent]
+        return [k.Send(server_name(server), message) for message in sent]
 
     def _entry(self, kind: str, *facts: Any, **more: Any) -> m.Commit:
         more |= {"stable": self.stable, "since": self.since}

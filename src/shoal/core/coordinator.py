@@ -14,18 +14,21 @@ import msgspec
 from shoal.config import Job
 from shoal.core import machine as k
 from shoal.core.accounts import spans_of
-from shoal.core.commit_log import CommitLog
+from shoal.core.commit_log import CommitLog, usable, weighed
 from shoal.core.dispatch import Dispatch
+from shoal.core.failover import Failover
 from shoal.core.foresight import Foresight
 from shoal.core.formation import Formation
-from shoal.core.membership import COMPUTING, DECLARED, IDLE, JOINED, PARKED, READY, Member, Membership
+from shoal.core.membership import COMPUTING, DECLARED, IDLE, JOINED, PARKED, READY, Member, Membership, Server
+from shoal.core.proposal import Proposals
 from shoal.core.recovery import Recovery
 from shoal.core.release import Releases
+from shoal.core.replicas import Replicas
 from shoal.core.saving import Samples, Savings
 from shoal.core.silence import Watch
 from shoal.core.status import status
-from shoal.policy import Go, Policy
-from shoal.vocabulary import TableSpec, node_number, server_name, worker_name
+from shoal.policy import Go, Policy, View
+from shoal.vocabulary import TableSpec, Weighted, node_number, server_name, worker_name
 from shoal.wire import messages as m
 
 FORMING, RECOVERING, RUNNING, STOPPED = "forming", "recovering", "running", "stopped"
@@ -48,10 +51,13 @@ class Coordinator:
     dispatch: Dispatch = field(default_factory=Dispatch)
     foresight: Foresight = field(default_factory=Foresight)
     membership: Membership = field(init=False)
+    replicas: Replicas = field(init=False)
     formation: Formation = field(init=False)
     log: CommitLog = field(init=False)
     releases: Releases = field(init=False)
     savings: Savings = field(init=False)
+    proposals: Proposals = field(init=False)
+    failover: Failover = field(init=False)
     watch: Watch = field(init=False)
     recovery: Recovery = field(init=False)
     started_at: int | None = None
@@ -59,12 +65,17 @@ class Coordinator:
 
     def __post_init__(self) -> None:
         self.membership = Membership(self.job.limits)
-        self.formation = Formation(self.job, self.epoch, self.membership)
-        self.log = CommitLog(self.epoch, self.job.servers)
+        self.replicas = Replicas(self.job.servers, self.job.replicas)
+        self.formation = Formation(self.job, self.epoch, self.membership, self.replicas)
+        self.log = CommitLog(self.epoch, self.job.servers, self.replicas.servers)
         self.releases = Releases(self.log, self.membership, self.dispatch)
         self.savings = Savings(self.job.servers)
+        self.proposals = Proposals(self.epoch, self.log, self.replicas)
+        self.failover = Failover(
+            self.job, self.membership, self.replicas, self.formation, self.log, self.proposals, self.savings
+        )
         self.watch = Watch(self.job.limits)
-        self.recovery = Recovery(self.epoch, self.job.servers)
+        self.recovery = Recovery(self.epoch)
         dataset, accounted = self.samples
         self.dispatch.resume(spans_of(accounted), dataset)
         if self.recovers:
@@ -112,30 +123,22 @@ class Coordinator:
         match message:
             case m.Register() if self.phase == RECOVERING:
                 return [*self.formation.register(message, now), k.Send(source, m.Recover(self.epoch))]
-            case m.Register():
-                return [*self.formation.register(message, now), *self.log.repeat(message.server)]
+            case m.Register(server=index, holds=holds):
+                if self.phase == RUNNING and holds >= 0 and index not in self.membership.servers:
+                    self.replicas.gone.add(index)  # what it holds may be out of date
+                registered = self.formation.register(message, now)
+                if index not in self.membership.servers:
+                    return registered  # it was refused
+                came = self.failover.came(index) if self.phase == RUNNING else []
+                return [*registered, *self.failover.remind(source, 0), *self.log.repeat(index), *came]
             case m.Recovered() if self.phase == RECOVERING:
                 return self._recovered(message, now)
             case m.Resume():
                 return self._resume(source, message, now)
             case m.Join():
                 return self._join(source, message, now)
-            case m.Created(shard=shard) | m.Applied(shard=shard) | m.Norms(shard=shard) | m.Saved(shard=shard) if (
-                shard not in self.membership.servers
-            ):
-                return []
-            case m.Created(shard=shard, version=version):
-                return self._created(shard, version, now)
-            case m.Applied(shard=shard, seq=seq):
-                self.log.applied(shard, seq, now)
-                self.membership.servers[shard].version = max(self.membership.servers[shard].version, seq)
-                return []
-            case m.Complete():
-                return self._complete(message, now)
-            case m.Norms():
-                return self.log.norms(message, self.spec) if self.spec is not None else []
-            case m.Saved():
-                return self.savings.saved(message, self.spec) if self.spec is not None else []
+            case m.Created() | m.Applied() | m.Norms() | m.Saved() | m.Held() | m.Whole() | m.Complete():
+                return self._from_server(message, now) if message.server in self.membership.servers else []
             case m.StatusRequest():
                 return [k.Send(source, status(self, now))]
             case m.Heartbeat(name=name) if name != source:
@@ -143,10 +146,52 @@ class Coordinator:
             case m.Heartbeat(name=name) if name.startswith("server/"):
                 server = self.membership.servers.get(node_number(name))
                 if server is None:
-                    return []
+                    gone = node_number(name) in self.replicas.gone
+                    return [k.Send(source, m.Stop("others do its part: start another server"))] if gone else []
                 server.heard_at, server.received, server.sent = now, message.received, message.sent
-                return [k.Send(source, m.Alive(self.pid))]
+                server.view = message.view
+                return [k.Send(source, m.Alive(self.pid)), *self.failover.remind(source, message.view)]
         return self._from_worker(source, message, now)
+
+    def _from_server(
+        self,
+        message: m.Created | m.Applied | m.Norms | m.Saved | m.Held | m.Whole | m.Complete,
+        now: int,
+    ) -> list[k.Effect]:
+        """Messages of a server that is known."""
+        leads = self.replicas.leads(message.server)
+        match message:
+            case m.Created(server=server, version=version):
+                joined = self.failover.created(server) if self.phase == RUNNING else self._created(server, version, now)
+                return joined + self._decide(now)
+            case m.Applied():
+                return self._applied(message, now)
+            case m.Whole(server=server):
+                return self.failover.whole(server)
+            case m.Held():
+                return self._held(now) if self.proposals.held(message) else []
+            case m.Norms() if leads >= 0 and self.spec is not None:
+                return self.log.norms(message, leads, self.spec)
+            case m.Saved() if leads >= 0 and self.spec is not None:
+                return self.savings.saved(message, leads, self.spec)
+            case m.Complete() if leads >= 0:
+                return self._complete(message, leads, now)
+            case _:
+                return []
+
+    def _applied(self, applied: m.Applied, now: int) -> list[k.Effect]:
+        server = self.membership.servers[applied.server]
+        busy = not self.proposals.free
+        self.log.applied(applied.server, applied.seq, now)
+        server.version = max(server.version, applied.seq)
+        if self.replicas.shard(applied.server) < 0 or self.phase != RUNNING:
+            return []
+        joined = self.failover.join_created()
+        wrong = self.failover.differs(applied)
+        if wrong is not None:
+            reason = f"its checksum of version {applied.seq} is not its primary's: its memory, or its processor, errs"
+            return joined + self._lost(wrong, reason, now)
+        return joined + (self._decide(now) if busy and self.proposals.free and self.replicas.replicated else [])
 
     def _from_worker(self, source: str, message: m.Message, now: int) -> list[k.Effect]:
         """Messages that only a living member may send."""
@@ -197,7 +242,8 @@ class Coordinator:
             case m.Heartbeat(received=received, sent=sent, version=version):
                 member.received, member.sent = received, sent
                 member.version = max(member.version, version)
-                return [k.Send(source, m.Alive(self.pid))]
+                member.view = message.view
+                return [k.Send(source, m.Alive(self.pid)), *self.failover.remind(source, message.view)]
             case _:
                 return []
 
@@ -233,10 +279,10 @@ class Coordinator:
             member.state = DECLARED
         return self._answer_declared(member, now) if self.formation.complete else self.formation.create()
 
-    def _created(self, shard: int, version: int, now: int) -> list[k.Effect]:
-        if not self.formation.created(shard, version):
+    def _created(self, index: int, version: int, now: int) -> list[k.Effect]:
+        if not self.formation.created(index, version):
             return []
-        versions = {item.version for item in self.membership.servers.values()}
+        versions = {self.membership.servers[server].version for server in self.replicas.servers}
         if len(versions) > 1:
             return self._stop(f"the servers loaded snapshots of different versions {sorted(versions)}")
         self.log.version = version
@@ -284,17 +330,36 @@ class Coordinator:
     # --- taking over --------------------------------------------------------------------------
 
     def _recovered(self, recovered: m.Recovered, now: int) -> list[k.Effect]:
-        """A shard has told what it knows; once all have, the log is known, and goes on."""
+        """A server has told what it knows; once all have, the log is known, and goes on."""
+        self.recovery.answered(recovered)
+        return [] if self.recovery.silent(self.replicas.first) else self._learn(now)
+
+    def _learn(self, now: int) -> list[k.Effect]:
+        """The log is what the servers that answered know of it; those that have a place and did not are gone."""
         recovery = self.recovery
-        if not recovery.answered(recovered):
+        if recovery.accounts is not None:
             return []
         if recovery.spec is None:
             return self._stop(f"the coordinator of job {self.job.name} died before the job began: start it again")
+        outdated = self.replicas.recover(recovery.answers.values())
+        if self.replicas.lost:
+            return self._stop(
+                f"shards {self.replicas.lost} were lost while the coordinator was: no server that answered the one of "
+                f"epoch {self.epoch} has all of them; resume job {self.job.name} from its last snapshot"
+            )
         accounts = recovery.learn()
         recovery.until = now + self.job.limits.lease_ms
         self.formation.recover(recovery.spec)
-        effects = self.log.recover(recovery.version, accounts.updated, recovery.entries(), now)
-        return effects + self._take_over(now)
+        self.log.servers = self.replicas.servers
+        effects = self.log.recover(recovery.version, accounts.updated, recovery.entries(self.log.servers), now)
+        ahead = [resume for resume in recovery.resumes.values() if not self._knows(resume)]
+        if ahead:
+            return self._resume(worker_name(ahead[0].worker), ahead[0], now)
+        for server in outdated:
+            self.replicas.gone.add(server)
+            self.membership.servers.pop(server, None)
+            effects.append(k.Send(server_name(server), m.Stop("what it holds is out of date: start it again")))
+        return [*self.failover.announce(), *effects, *self._take_over(now)]
 
     def _resume(self, source: str, resume: m.Resume, now: int) -> list[k.Effect]:
         """A worker says how far it is: one that is known, one of an older epoch, or one that is dead."""
@@ -305,11 +370,21 @@ class Coordinator:
             return [k.Send(source, m.Resumed(worker, incarnation, self.epoch))] if self.phase == RUNNING else []
         if self.phase == RECOVERING and member is None:
             self.recovery.resume(resume)
-            return self._take_over(now)
+            if self._knows(resume):
+                return self._take_over(now)
+            return self._stop(
+                f"worker {worker} has version {resume.version} of job {self.job.name}, and the servers that the "
+                f"coordinator of epoch {self.epoch} found know of {self.log.version}: too many were lost at once; "
+                f"resume it from its last snapshot"
+            )
         # Its place is lost. What it has staged, and may stage yet, is shut out.
         self.log.fence(worker, incarnation)
         effects: list[k.Effect] = [k.Send(source, m.Fenced(worker, incarnation, self._fenced(worker, incarnation)))]
         return effects + (self.releases.append(self.log.cut(), [], now) if self.phase == RUNNING else [])
+
+    def _knows(self, resume: m.Resume) -> bool:
+        """Whether the log, as far as it is known again, has all that this worker has seen of it."""
+        return self.recovery.accounts is None or resume.version <= self.log.version
 
     def _take_over(self, now: int) -> list[k.Effect]:
         """Begin to decide, once the log is known and every worker has resumed, or is taken for dead."""
@@ -338,14 +413,14 @@ class Coordinator:
         ]
         if declared := self.formation.declared():
             effects += self._admit(declared, now)
-        return effects + self._decide(now)
+        return effects + self.failover.refill() + self._decide(now)
 
     # --- deciding -----------------------------------------------------------------------------
 
     def _ready(self, member: Member, ready: m.Ready, now: int) -> list[k.Effect]:
         clock = ready.contributor.clock
         if self.phase == FORMING:
-            return self._seeded(ready, now) if member.seeder else []
+            return self._seeded(member, ready, now) if member.seeder else []
         if clock < member.clock or member.state in (READY, PARKED):
             return self.releases.again(member, clock, self.waiting)
         if member.state != COMPUTING or clock != member.clock:
@@ -368,19 +443,25 @@ class Coordinator:
         if self.phase != RUNNING or member.state != COMPUTING or who.clock != member.clock:
             return []
         member.offer = offer
-        member.unstaged = {shard for shard, blocks in enumerate(offer.blocks[: self.job.servers]) if blocks}
-        return [k.Send(server_name(shard), m.Await(who, offer.blocks[shard])) for shard in sorted(member.unstaged)]
+        blocks, primaries = offer.ready.blocks, self.replicas.primaries
+        member.unstaged = {shard for shard, count in enumerate(blocks[: self.job.servers]) if count}
+        return [k.Send(server_name(primaries[shard]), m.Await(who, blocks[shard])) for shard in sorted(member.unstaged)]
 
-    def _complete(self, complete: m.Complete, now: int) -> list[k.Effect]:
+    def _complete(self, complete: m.Complete, shard: int, now: int) -> list[k.Effect]:
         who = complete.contributor
         member = self.membership.find(who.worker, who.incarnation)
         if member is None or member.offer is None or member.offer.ready.contributor != who:
             return []
-        member.unstaged.discard(complete.shard)
+        member.unstaged.discard(shard)
         return [] if member.unstaged else self._ready(member, member.offer.ready, now)
 
-    def _seeded(self, ready: m.Ready, now: int) -> list[k.Effect]:
-        """The initial parameters are staged: the first entry of the log."""
+    def _seeded(self, member: Member, ready: m.Ready, now: int, held: bool = False) -> list[k.Effect]:
+        """The initial parameters are staged: the first entry of the log. held: every replica has them."""
+        if self.replicas.replicated and not held:
+            member.ready = ready
+            weights = (Weighted(ready.contributor, 1.0),)
+            return self.proposals.begin([member], weights, now) if self.proposals.free else []
+        member.ready = None
         self.phase, self.clock = RUNNING, 1
         declared = self.formation.declared()
         for item in declared:
@@ -400,12 +481,44 @@ class Coordinator:
             return []
         effects: list[k.Effect] = []
         while isinstance(verdict := self.policy.commit(self.membership.view()), Go):
-            effects += self._commit([self.membership.members[worker] for worker in verdict.workers], now)
-        self.waiting = verdict.reason
+            contributors = [self.membership.members[worker] for worker in verdict.workers]
+            weights = self._weights(contributors) if self.replicas.replicated else ()
+            if weights:
+                # The update enters the log once every replica holds it.
+                effects += self.proposals.begin(contributors, weights, now) if self.proposals.free else []
+                self.waiting = "every replica is to hold the update before it is committed"
+                break
+            effects += self._commit(contributors, now)
+        else:
+            self.waiting = verdict.reason
         readers = self._readers()
         if readers:
             effects += self.releases.append(self.log.cut(), readers, now)
         return effects + self._answer_leases(now)
+
+    def _weights(self, contributors: list[Member]) -> tuple[Weighted, ...]:
+        assert self.spec is not None
+        readies = [member.ready for member in contributors if member.ready is not None]
+        return weighed(readies, self.spec.reduction, sum(ready.samples for ready in readies if usable(ready)))
+
+    def _held(self, now: int) -> list[k.Effect]:
+        """Every replica holds the proposed update: it is committed, if it is still what the policy wants."""
+        proposal = self.proposals.current
+        assert proposal is not None
+        self.proposals.drop()
+        members = [self.membership.members.get(worker) for worker in proposal.workers]
+        contributors = [member for member in members if member is not None and member.ready is not None]
+        if self.phase == FORMING:
+            first = contributors[0] if contributors else None
+            return self._seeded(first, first.ready, now, held=True) if first is not None and first.ready else []
+        view = self.membership.view()
+        ready = frozenset(member.worker for member in contributors)
+        assert self.policy is not None
+        wanted = self.policy.commit(View(view.clocks, ready))
+        same = isinstance(wanted, Go) and wanted.workers == proposal.workers == tuple(sorted(ready))
+        if same and self._weights(contributors) == proposal.weights:
+            return self._commit(contributors, now) + self._decide(now)
+        return self._decide(now)
 
     def _commit(self, contributors: list[Member], now: int) -> list[k.Effect]:
         """One entry: these members' contributions, combined."""
@@ -424,7 +537,14 @@ class Coordinator:
                     self.dispatch.take_back(member)  # too late for this commit: someone else will do them
         entry = self.log.update(readies, self.spec.reduction, tuple(samples))
         finishers = self.dispatch.finishers(self.membership.ordered())
-        return self.releases.append(entry, self._readers() + finishers, now)
+        effects = self.releases.append(entry, self._readers() + finishers, now)
+        if self.policy.lockstep:
+            for member in self.membership.ordered():
+                if member.state == READY and member.clock < self.clock:  # while the replicas came to hold the update
+                    self.dispatch.take_back(member)
+                    member.ready = None
+                    effects += self._drop(member, now)
+        return effects
 
     def _readers(self) -> list[Member]:
         """Parked members that the policy lets go on."""
@@ -467,7 +587,7 @@ class Coordinator:
     # --- snapshots, leaving, dying --------------------------------------------------------------
 
     def _snapshot(self, request: m.SnapshotRequest, now: int) -> list[k.Effect]:
-        again = self.savings.again(request)
+        again = self.savings.again(request, self.replicas.primaries)
         if again is not None:
             return again
         if self.phase != RUNNING:
@@ -482,6 +602,9 @@ class Coordinator:
         self.membership.remove(member, now, parted)
         self.dispatch.take_back(member)
         self.log.fence(member.worker, member.incarnation)
+        proposal = self.proposals.current
+        if proposal is not None and member.worker in proposal.workers:
+            self.proposals.drop()
         effects: list[k.Effect] = [k.Log(why)]
         if self.phase == RUNNING:
             effects += self.releases.append(self.log.cut(), [], now) + self._decide(now)
@@ -495,37 +618,52 @@ class Coordinator:
         if self.watch.slept(now):
             self.membership.excuse(now)
             self.started_at = now
-        absent = [index for index in range(self.job.servers) if index not in self.membership.servers]
-        if self.phase == RECOVERING and absent and now - self.started_at >= limits.lease_ms:
-            return self._stop(
-                f"servers {absent} did not come back to the coordinator of epoch {self.epoch} within "
-                f"{limits.lease_ms / 1000:g} s (SHOAL_LEASE_MS): resume job {self.job.name} from its last snapshot"
-            )
+        patience_ms = limits.lease_ms // 2 if self.replicas.replicated else limits.lease_ms
+        if self.phase == RECOVERING and self.recovery.accounts is None and now - self.started_at >= patience_ms:
+            silent = self.recovery.silent(self.replicas.first)
+            if not self.replicas.replicated or not self.recovery.answers:
+                return self._stop(
+                    f"servers {silent} did not come back to the coordinator of epoch {self.epoch} within "
+                    f"{limits.lease_ms / 1000:g} s (SHOAL_LEASE_MS): resume job {self.job.name} from its last snapshot"
+                )
+            return self._learn(now)
         if self.phase == FORMING and now - self.started_at >= limits.start_ms:
             return self._stop(
                 f"job {self.job.name} did not start within {limits.start_ms / 1000:g} s: {self.formation.missing()}"
             )
-        server = self.membership.dead_server(now)
-        if server is not None:
-            died = f"server {server.index} ({server.address}, process {server.pid}) died at version {server.version}"
-            if self.phase == FORMING:
-                return self._stop(f"{died}, before the job began: start it again")
-            return self._stop(
-                f"{died}; without replicas its parameters are gone: resume the job from its last snapshot"
-            )
+        effects: list[k.Effect] = []
+        for server in self.membership.dead_servers(now) if self.phase != RECOVERING else ():
+            reason = f"it was silent for {now - server.heard_at} ms"
+            if server.broken_at is not None:
+                reason = f"its connection broke {now - server.broken_at} ms ago"
+            effects += self._lost(server, reason, now)
+            if self.phase == STOPPED:
+                return effects
         empty_at = self.membership.empty_at
         if self.phase == RUNNING and empty_at is not None and now - empty_at >= limits.empty_ms:
             if self.membership.parted:
                 return self._stop("")  # the last one left politely: the job is over
             return self._stop(f"job {self.job.name} had no worker for {limits.empty_ms / 1000:g} s")
-        effects: list[k.Effect] = []
         for member, reason in self.membership.dead(now):
             effects += self._remove(member, f"worker {member.worker} is declared dead: {reason}", now)
         if self.phase == FORMING:
             effects += self.formation.create_again(now)
         if self.phase == RECOVERING:
             effects += self._recover_again(now)
-        return effects + self._foresee() + self.log.resend(now, limits.resend_ms)
+        effects += self._foresee() + self.log.resend(now, limits.resend_ms)
+        return effects + self.proposals.resend(now, limits.resend_ms)
+
+    def _lost(self, server: Server, why: str, now: int) -> list[k.Effect]:
+        """A server is gone: others that hold its shard go on, if there are any."""
+        placed = self.replicas.shard(server.index) >= 0
+        effects, end = self.failover.lost(server, why)
+        if placed and self.phase == FORMING:
+            who = f"server {server.index} ({server.address}, process {server.pid})"
+            return self._stop(f"{who} died at version {server.version}, before the job began: start it again")
+        if not end:
+            return effects + self._decide(now)
+        lack = "no other server has all of its shard" if self.replicas.replicated else "without replicas"
+        return self._stop(f"{end}; {lack}: its parameters are gone: resume the job from its last snapshot")
 
     def _recover_again(self, now: int) -> list[k.Effect]:
         """Ask servers again that have not answered; do not wait for workers for ever."""
@@ -535,15 +673,17 @@ class Coordinator:
         if now - recovery.asked_at < self.job.limits.resend_ms:
             return []
         recovery.asked_at = now
-        silent = [server for server in self.membership.servers if server not in recovery.answers]
+        silent = [server for server in sorted(self.membership.servers) if server not in recovery.answers]
         return [k.Send(server_name(server), m.Recover(self.epoch)) for server in silent]
 
     def _foresee(self) -> list[k.Effect]:
         """Someone has been awaited for a tick: what the others brought can be combined meanwhile."""
         if self.phase != RUNNING or self.spec is None or self.policy is None or not self.policy.lockstep:
             return []
+        if self.replicas.replicated and not self.proposals.free:
+            return []  # the memory in which it would be combined is in use
         busy = [member for member in self.membership.ordered() if member.busy]
-        return self.foresight.tell(busy, self.spec.reduction, self.epoch, self.job.servers)
+        return self.foresight.tell(busy, self.spec.reduction, self.epoch, self.replicas.primaries)
 
     def _stop(self, reason: str) -> list[k.Effect]:
         """End the job for everyone."""

@@ -19,12 +19,12 @@ from shoal.wire import messages as m
 
 @dataclass
 class Courier:
-    """Blocks of one contribution on their way to one server. holds: blocks of the server; near: in shared memory."""
+    """Blocks of one contribution on their way to one server. holds: blocks of its shard; near: in shared memory."""
 
     server: int
     block_bytes: Sequence[int]  # by block
     limits: Limits
-    holds: int = 0
+    holds: tuple[int, ...] = ()
     near: bool = False
     gathered: list[int] = field(default_factory=list)  # waiting to fill a frame
     gathered_bytes: int = 0
@@ -45,7 +45,7 @@ class Courier:
     @property
     def whole(self) -> bool:
         """Whether all that the server holds lies in shared memory, and it was told of none of it."""
-        return self.near and len(set(self.gathered)) == self.holds
+        return self.near and len(set(self.gathered)) == len(self.holds)
 
     def flush(self, who: Contributor, now: int) -> list[k.Effect]:
         """Send what is gathered as one frame, full or not."""
@@ -63,6 +63,16 @@ class Courier:
         """The server has staged these blocks."""
         self.unacknowledged.difference_update(blocks)
         self.silence.start(now)
+
+    def move(self, server: int) -> None:
+        """Another server holds the shard from here on: what the one before acknowledged was acknowledged in vain."""
+        self.server = server
+        self.unacknowledged.update(self.carried)
+
+    def carry_whole(self) -> None:
+        """The server does not share memory, as the one before did: it must be sent what that one saw where it lies."""
+        self.unacknowledged.update(self.holds)
+        self.carried.update(self.holds)
 
     def overdue(self, who: Contributor, now: int) -> list[k.Effect]:
         """What to send again because the server has been silent for too long."""

@@ -27,14 +27,14 @@ class Foresight:
 
     told: tuple[Weighted, ...] = field(default=())
 
-    def tell(self, members: Sequence[Member], reduction: str, epoch: int, shards: int) -> list[k.Effect]:
+    def tell(self, members: Sequence[Member], reduction: str, epoch: int, primaries: Sequence[int]) -> list[k.Effect]:
         """Let the shards combine what they have, if that is more than last time. members: all that are busy, in
         order, under a policy that commits them together."""
         foreseen = expected(members, reduction)
         if len(foreseen) < CONTRIBUTIONS_MIN or foreseen == self.told[: len(foreseen)]:
             return []
         self.told = foreseen
-        return [k.Send(server_name(shard), m.Foresee(epoch, foreseen)) for shard in range(shards)]
+        return [k.Send(server_name(primary), m.Foresee(epoch, foreseen)) for primary in primaries]
 
 
 def expected(members: Sequence[Member], reduction: str) -> tuple[Weighted, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from shoal.config import Job, Limits
 from shoal.core import machine as k
 from shoal.core.membership import DECLARED, JOINED, Member, Membership, Server
+from shoal.core.replicas import Replicas
 from shoal.errors import ConfigurationError, ShoalError
 from shoal.optim.registry import rule_for
 from shoal.policy import Policy, from_spec
@@ -22,6 +23,7 @@ class Formation:
     job: Job
     epoch: int
     membership: Membership
+    replicas: Replicas
     spec: TableSpec | None = None
     policy: Policy | None = None
     created_at: int = 0  # when Create was last sent
@@ -30,13 +32,17 @@ class Formation:
         """A server is there; once all are, waiting workers are welcome."""
         name = server_name(register.server)
         known = self.membership.servers.get(register.server)
-        if register.server >= self.job.servers:
+        if register.server >= self.replicas.first and not self.replicas.replicated:
             reason = f"{name} is one too many: job {self.job.name} has {self.job.servers} servers"
+            return [k.Send(name, m.Refused("Register", reason))]
+        if register.server in self.replicas.gone:
+            reason = f"{name} was silent for too long, and others do its part now: start another one in its place"
             return [k.Send(name, m.Refused("Register", reason))]
         if known is not None and known.pid != register.pid:
             return [k.Send(name, m.Refused("Register", f"{name} is taken by process {known.pid}"))]
         if known is None:
-            server = Server(register.server, register.address, register.pid, now, version=register.version)
+            facts = (register.server, register.address, register.pid, now, register.host)
+            server = Server(*facts, version=register.version)
             self.membership.servers[register.server] = server
         else:
             known.heard_at, known.broken_at = now, None
@@ -46,10 +52,10 @@ class Formation:
 
     def welcome(self, member: Member, to: str) -> list[k.Effect]:
         """The member's number and the servers' addresses; nothing while servers are missing."""
-        if len(self.membership.servers) < self.job.servers:
+        if any(server not in self.membership.servers for server in self.replicas.servers):
             return []
-        addresses = tuple(self.membership.servers[index].address for index in range(self.job.servers))
-        return [k.Send(to, m.Welcome(member.worker, member.incarnation, member.nonce, addresses, self.epoch))]
+        placed = self.replicas.placed(self.membership.servers.values())
+        return [k.Send(to, m.Welcome(member.worker, member.incarnation, member.nonce, placed, self.epoch))]
 
     def declare(self, spec: TableSpec) -> str:
         """The first declaration is the job's table, every other must equal it; returns what is wrong."""
@@ -65,8 +71,8 @@ class Formation:
     def recover(self, spec: TableSpec) -> None:
         """The table of a job that is under way: every server has it."""
         self.spec, self.policy = spec, from_spec(spec.policy)
-        for server in self.membership.servers.values():
-            server.created = True
+        for index, server in self.membership.servers.items():
+            server.created = self.replicas.shard(index) >= 0
 
     def declared(self) -> list[Member]:
         """Members that have declared the table and have no parameters yet."""
@@ -85,24 +91,30 @@ class Formation:
     def complete(self) -> bool:
         """The table exists on every server."""
         servers = self.membership.servers
-        return len(servers) == self.job.servers and all(server.created for server in servers.values())
+        return all(server in servers and servers[server].created for server in self.replicas.servers)
 
-    def created(self, shard: int, version: int) -> bool:
+    def created(self, index: int, version: int) -> bool:
         """A server has created the table; returns whether that completes it."""
-        server = self.membership.servers[shard]
-        if server.created:
+        server = self.membership.servers[index]
+        if server.created or self.replicas.shard(index) < 0:
             return False
         server.created, server.version = True, version
         return self.complete
 
     def create(self) -> list[k.Effect]:
         """Tell the servers that have not yet created the table."""
-        assert self.spec is not None
+        placed = self.replicas.placed(self.membership.servers.values())
         return [
-            k.Send(server_name(server.index), m.Create(self.epoch, self.spec, server.index, self.job.servers))
-            for server in self.membership.servers.values()
-            if not server.created
+            k.Send(server_name(server), message)
+            for server in self.replicas.servers
+            if server in self.membership.servers and not self.membership.servers[server].created
+            for message in (placed, self.creation(self.replicas.shard(server)))
         ]
+
+    def creation(self, shard: int, fresh: bool = True) -> m.Create:
+        """What a server is told that is to hold this shard. fresh: from the job's beginning."""
+        assert self.spec is not None
+        return m.Create(self.epoch, self.spec, shard, self.job.servers, self.replicas.replicated, fresh)
 
     def create_again(self, now: int) -> list[k.Effect]:
         """Repeat Create now and then, while it may have been lost."""
@@ -113,9 +125,9 @@ class Formation:
 
     def missing(self) -> str:
         """What the job waits for before it begins, in words."""
-        servers = [str(i) for i in range(self.job.servers) if i not in self.membership.servers]
+        servers = [str(i) for i in self.replicas.servers if i not in self.membership.servers]
         if servers:
-            return f"server {', '.join(servers)} of {self.job.servers} did not register with the coordinator"
+            return f"server {', '.join(servers)} of {self.replicas.first} did not register with the coordinator"
         members = self.membership.ordered()
         if len(members) < self.job.workers:
             present = {member.worker for member in members}

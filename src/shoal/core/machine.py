@@ -37,9 +37,10 @@ class Lost:
 
 @dataclass(frozen=True)
 class Regained:
-    """The connection to `peer` is back: what was not answered may be sent again."""
+    """The connection to `peer` is back: what was not answered may be sent again. near: it can share memory."""
 
     peer: str
+    near: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,13 @@ class Tick:
 
 @dataclass(frozen=True)
 class Done:
-    """A task of an earlier effect ended. result: partials of a Measure."""
+    """A task of an earlier effect ended. result: partials of a Measure; checksum: of some blocks after an Apply of a
+    sum, the same on every replica (0: none was taken)."""
 
     task: Task
     result: tuple[tuple[int, tuple[float, ...]], ...] = ()
     error: str = ""
+    checksum: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,19 +81,23 @@ class Recorded:
 
 @dataclass(frozen=True)
 class CreateTable:
-    """Allocate the blocks of this shard."""
+    """Allocate the blocks of this shard. replicated: and memory for sums of updates; absent: another server has the
+    blocks, and will give them one by one."""
 
     spec: TableSpec
     shard: int
     shards: int
+    replicated: bool = False
+    absent: bool = False
 
 
 @dataclass(frozen=True)
 class Seed:
-    """The contributor's staged blocks become the parameters."""
+    """The contributor's staged blocks become the parameters. summed: they are the sum that is held."""
 
     seq: int
     contributor: Contributor
+    summed: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,16 +109,19 @@ class Measure:
     contributors: tuple[Weighted, ...]
     rates: tuple[float, ...]
     factors: tuple[tuple[str, tuple[float, ...]], ...]  # of earlier phases
+    summed: bool = False  # the contributors' sum is the one that is held
 
 
 @dataclass(frozen=True)
 class Combine:
-    """Add up these contributions, in order, as an Apply or Measure that begins with them would; ends early on Hurry.
+    """Add up these contributions, in order, as an Apply or Measure that begins with them would.
 
-    What it finds may be used or not: the bits are the same.
+    What it finds may be used or not: the bits are the same. held: from here on their sum is what is held, for
+    this shard's replicas to apply; else it is a guess, and ends early on Hurry.
     """
 
     contributors: tuple[Weighted, ...]
+    held: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,7 @@ class Apply:
     contributors: tuple[Weighted, ...]
     rates: tuple[float, ...]
     factors: tuple[tuple[str, tuple[float, ...]], ...]
+    summed: bool = False  # the contributors' sum is the one that is held
 
 
 @dataclass(frozen=True)
@@ -157,6 +168,43 @@ class Publish:
     incarnation: int
     version: int
     blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Send the sum that is held to a backup, as Forward frames. Not while a task runs that could change it."""
+
+    to: int
+    epoch: int
+    number: int
+    contributors: tuple[Weighted, ...]
+
+
+@dataclass(frozen=True)
+class Hold:
+    """What came with Forward frames of this number is the sum that is held: of these blocks, the others have none."""
+
+    source: int
+    number: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Give:
+    """Send these blocks, their states and step counts, as they are now, to a server that is being filled."""
+
+    to: int
+    version: int
+    updated: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Load:
+    """What came with this Fill is the state of its blocks from here on; or, if not wanted, is forgotten."""
+
+    fill: m.Fill
+    wanted: bool = True
 
 
 @dataclass(frozen=True)
@@ -226,9 +274,9 @@ class Halt:
 
 @dataclass(frozen=True)
 class Dial:
-    """Keep connections to these servers (addresses by index) from now on."""
+    """Keep connections to these servers, (number, address), and to no others from now on."""
 
-    servers: tuple[str, ...]
+    servers: tuple[tuple[int, str], ...]
 
 
 @dataclass(frozen=True)
@@ -277,6 +325,10 @@ class Failed:
 Effect = (
     Send
     | Publish
+    | Forward
+    | Hold
+    | Give
+    | Load
     | Run
     | Write
     | Hurry

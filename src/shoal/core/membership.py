@@ -34,6 +34,7 @@ class Member:
     state: str = JOINED
     clock: int = 0
     version: int = 0  # of the parameters it computes on
+    view: int = 0  # the last placement that it knows
     broken_at: int | None = None  # when its connection was lost
     seeder: bool = False
     ready: m.Ready | None = None
@@ -70,17 +71,25 @@ class Member:
 
 @dataclass
 class Server:
-    """One server process."""
+    """One server."""
 
     index: int
     address: str
     pid: int
     heard_at: int
+    host: str = ""
     created: bool = False
     version: int = 0
+    view: int = 0  # the last placement that it knows
+    checksums: dict[int, int] = field(default_factory=dict)  # by version, until they are compared
     broken_at: int | None = None
     received: int = 0
     sent: int = 0
+
+    @property
+    def process(self) -> tuple[str, int]:
+        """Several servers may share one."""
+        return self.host, self.pid
 
 
 @dataclass
@@ -158,10 +167,11 @@ class Membership:
                 found.append((member, f"it was silent for {now - member.heard_at} ms (SHOAL_LEASE_MS)"))
         return found
 
-    def dead_server(self, now: int) -> Server | None:
-        """A server whose connection stayed broken for grace_ms, or that was silent for lease_ms."""
-        for server in self.servers.values():
-            broken = server.broken_at is not None and now - server.broken_at >= self.limits.grace_ms
-            if broken or now - server.heard_at >= self.limits.lease_ms:
-                return server
-        return None
+    def dead_servers(self, now: int) -> list[Server]:
+        """Servers whose connection stayed broken for grace_ms, or that were silent for lease_ms."""
+        return [
+            server
+            for _, server in sorted(self.servers.items())
+            if now - server.heard_at >= self.limits.lease_ms
+            or (server.broken_at is not None and now - server.broken_at >= self.limits.grace_ms)
+        ]

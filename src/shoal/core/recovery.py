@@ -1,13 +1,13 @@
 """Recovery: how a coordinator of a new epoch learns where the job is.
 
-The log's memory is the shards: each tells what it has applied and which entries it holds besides. An
+The log's memory is the servers: each tells what it has applied and which entries it holds besides. An
 entry that any of them has is completed on all; one that none has never happened. What only the workers
 know, which samples they hold and what they work on, they say themselves; who does not in time is dead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -25,44 +25,49 @@ class Recovery:
     """What has been learnt so far. until: members that have not resumed by then are dead."""
 
     epoch: int
-    servers: int
-    answers: dict[int, m.Recovered] = field(default_factory=dict)  # by shard
+    answers: dict[int, m.Recovered] = field(default_factory=dict)  # by server
     resumes: dict[int, m.Resume] = field(default_factory=dict)  # by worker
     gone: set[tuple[int, int]] = field(default_factory=set)  # (worker, incarnation) that left, or were succeeded
     succeeded: set[int] = field(default_factory=set)  # workers that were started again
-    accounts: Accounts | None = None  # of the whole log, once every shard has answered
+    accounts: Accounts | None = None  # of the whole log, once it is known
     until: int = 0
     asked_at: int = 0
 
-    def answered(self, recovered: m.Recovered) -> bool:
-        """Take a shard's answer; returns whether that was the last one missing."""
-        if recovered.epoch != self.epoch or self.accounts is not None:
-            return False
-        self.answers[recovered.shard] = recovered
-        return len(self.answers) == self.servers
+    def answered(self, recovered: m.Recovered) -> None:
+        """Take a server's answer."""
+        if recovered.epoch == self.epoch and self.accounts is None:
+            self.answers[recovered.server] = recovered
+
+    def silent(self, first: int) -> list[int]:
+        """Servers that have a place and did not answer. first: how many a job begins with."""
+        views = [answer.placed for answer in self.answers.values() if answer.placed is not None]
+        placed = set(range(first))
+        if views:
+            placed = {server for chain in max(views, key=lambda view: view.view).chains for server in chain}
+        return sorted(placed - self.answers.keys())
 
     @property
     def spec(self) -> TableSpec | None:
         """The job's table; None: it had not begun."""
-        begun = all(answer.spec is not None for answer in self.answers.values()) and self.version > 0
-        return next(iter(self.answers.values())).spec if begun else None
+        found = [answer.spec for answer in self.answers.values() if answer.spec is not None]
+        return found[0] if found and self.version > 0 else None
 
     @property
     def version(self) -> int:
-        """The last entry that some shard has, and all before it: one behind a gap never happened either."""
+        """The last entry that some server has, and all before it: one behind a gap never happened either."""
         known = self._known()
         last = max((answer.version for answer in self.answers.values()), default=0)
         while last + 1 in known:
             last += 1
         return last
 
-    def entries(self) -> list[Entry]:
-        """What some shards have not applied, in order, as entries of this epoch."""
-        versions = {shard: answer.version for shard, answer in self.answers.items()}
+    def entries(self, servers: Collection[int]) -> list[Entry]:
+        """What some of these servers have not applied, in order, as entries of this epoch."""
+        versions = {server: answer.version for server, answer in self.answers.items() if server in servers}
         known = self._known()
         found: list[Entry] = []
         for seq in range(min(versions.values()) + 1, self.version + 1):
-            lacking = {shard for shard, version in versions.items() if version < seq}
+            lacking = {server for server, version in versions.items() if version < seq}
             entry = Entry(msgspec.structs.replace(known[seq], epoch=self.epoch, since=self.version), lacking)
             for answer in self.answers.values():
                 for other, phase, values in answer.factors:
@@ -75,12 +80,12 @@ class Recovery:
         return valid([entry for answer in self.answers.values() for entry in answer.entries])
 
     def learn(self) -> Accounts:
-        """Add up the whole log: what the foremost shard has applied, and the entries after that."""
+        """Add up the whole log: what the foremost server has applied, and the entries after that."""
         foremost = max(self.answers.values(), key=lambda answer: answer.version)
         self.accounts = Accounts.of(foremost)
-        for entry in self.entries():
-            if entry.commit.seq > foremost.version:
-                self.accounts.add(entry.commit)
+        for seq, commit in sorted(self._known().items()):
+            if foremost.version < seq <= self.version:
+                self.accounts.add(commit)
         return self.accounts
 
     def resume(self, resume: m.Resume) -> None:
@@ -111,11 +116,10 @@ class Recovery:
         expected = {who for who in self.accounts.released.items() if not self._fenced(*who)}
         return {who for who in expected - heard if who[0] not in self.succeeded}
 
-    def awaited(self) -> str:
-        """What the new coordinator still has to hear, in words."""
+    def awaited(self, first: int) -> str:
+        """What the new coordinator still has to hear, in words. first: how many servers a job begins with."""
         if self.accounts is None:
-            silent = [shard for shard in range(self.servers) if shard not in self.answers]
-            return f"servers {silent} have yet to tell the new coordinator what they know of the log"
+            return f"servers {self.silent(first)} have yet to tell the new coordinator what they know of the log"
         return f"workers {sorted(worker for worker, _ in self.missing())} have yet to say what they hold"
 
     def dead(self) -> set[tuple[int, int]]:

@@ -3,6 +3,7 @@ the manifest, written last, makes them one snapshot."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from shoal.core import machine as k
@@ -31,8 +32,8 @@ class Savings:
     under_way: dict[int, Saving] = field(default_factory=dict)
     answered: dict[int, m.SnapshotDone] = field(default_factory=dict)  # by worker
 
-    def again(self, request: m.SnapshotRequest) -> list[k.Effect] | None:
-        """The answer to a repeated request; None for a new one."""
+    def again(self, request: m.SnapshotRequest, primaries: Sequence[int]) -> list[k.Effect] | None:
+        """The answer to a repeated request; None for a new one. primaries: by shard."""
         done = self.answered.get(request.worker)
         if done is not None and (done.incarnation, done.number) == (request.incarnation, request.number):
             return [k.Send(worker_name(request.worker), done)]
@@ -40,23 +41,23 @@ class Savings:
             return []  # repeated, and overtaken by the worker's next request
         for saving in self.under_way.values():
             if saving.request == request:
-                silent = [shard for shard in range(self.shards) if shard not in saving.files]
-                return [k.Send(server_name(shard), saving.commit) for shard in silent]
+                silent = [primary for shard, primary in enumerate(primaries) if shard not in saving.files]
+                return [k.Send(server_name(primary), saving.commit) for primary in silent]
         return None
 
     def begin(self, request: m.SnapshotRequest, commit: m.Commit, clock: int, samples: Samples) -> None:
         self.under_way[commit.seq] = Saving(request, commit, clock, samples)
 
-    def saved(self, saved: m.Saved, spec: TableSpec) -> list[k.Effect]:
-        """One shard has written its file, or could not."""
+    def saved(self, saved: m.Saved, shard: int, spec: TableSpec) -> list[k.Effect]:
+        """The primary of a shard has written its file, or could not."""
         saving = self.under_way.get(saved.seq)
         if saving is None:
             return []
         if saved.error:
-            return self._answer(saved.seq, f"server {saved.shard}: {saved.error}")
-        if saved.shard in saving.files:
+            return self._answer(saved.seq, f"server {saved.server}: {saved.error}")
+        if shard in saving.files:
             return []
-        saving.files[saved.shard] = saved.file
+        saving.files[shard] = saved.file
         if len(saving.files) < self.shards:
             return []
         files = tuple(saving.files[shard] for shard in range(self.shards))
@@ -65,6 +66,12 @@ class Savings:
     def recorded(self, version: int, error: str) -> list[k.Effect]:
         """The manifest is written, or could not be."""
         return self._answer(version, error) if version in self.under_way else []
+
+    def lost(self, shard: int, server: int) -> list[k.Effect]:
+        """The primary that was to write this shard's file is gone."""
+        open_ones = [version for version, saving in self.under_way.items() if shard not in saving.files]
+        error = f"server {server} was lost while it was written; take another one"
+        return [effect for version in open_ones for effect in self._answer(version, error)]
 
     def refuse(self, request: m.SnapshotRequest, error: str) -> list[k.Effect]:
         """It cannot be written now; however late it is repeated, the answer stays."""

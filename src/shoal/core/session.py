@@ -20,7 +20,7 @@ from shoal.core.courier import Courier
 from shoal.core.silence import Silence, blame
 from shoal.placement import cut, owned
 from shoal.policy import from_spec
-from shoal.vocabulary import COORDINATOR, ITEM_BYTES, Contributor, Dataset, Lease, TableSpec, server_name
+from shoal.vocabulary import COORDINATOR, ITEM_BYTES, Contributor, Dataset, Lease, TableSpec, node_number, server_name
 from shoal.wire import messages as m
 
 # What drivers need: the session, and all that it can be told to do.
@@ -49,7 +49,8 @@ class Session:
     version: int = 0
     attempt: int = 0
     spec: TableSpec | None = None
-    servers: tuple[str, ...] = ()
+    placed: m.Placed | None = None  # which servers hold which shard
+    moving: set[int] = field(default_factory=set)  # shards that another server leads now, until it is reached
     parked: str = ""  # a key of WAITS_FOR, or "" while the training thread computes
     request: m.Message | None = None  # what the coordinator still has to answer
     asked: m.Message | None = None  # the same, kept until the training thread goes on: a new coordinator is asked again
@@ -72,13 +73,13 @@ class Session:
     saving: m.SnapshotRequest | None = None  # beside whatever the training thread does
     saving_at: int = 0
     saving_again: Backoff = field(init=False)
-    near: tuple[int, ...] = ()  # servers that memory is shared with
+    near: set[int] = field(default_factory=set)  # shards whose servers share memory
     unattached: set[int] = field(default_factory=set)  # those of them that have not answered yet
     attaching: Backoff = field(init=False)
     still: bool = False  # parameters do not change while it computes
     seeds: bool = False  # it was told to push the initial parameters
     arrival: Arrival = field(default_factory=Arrival)
-    couriers: list[Courier] = field(default_factory=list)  # by server
+    couriers: list[Courier] = field(default_factory=list)  # by shard
     courier_of: dict[int, Courier] = field(default_factory=dict)  # by block
     asking: Backoff = field(init=False)  # the request, while it is not answered
     pulling: Backoff = field(init=False)  # parameters, while none arrive
@@ -106,8 +107,8 @@ class Session:
                 return self._received(source, message, now)
             case k.Tick():
                 return self._tick(now)
-            case k.Regained(peer):
-                return self._regained(peer, now)
+            case k.Regained(peer, near):
+                return self._regained(peer, near, now)
             case k.Lost():
                 return []  # the driver dials again; Regained follows
             case Push(blocks):
@@ -128,7 +129,7 @@ class Session:
                 self.coordinator, self.nonce, self.pid = coordinator, nonce, pid
                 return self._ask("join", m.Join(rank, nonce, pid), now)
             case Declare(spec, near):
-                self.spec, self.near, self.still = spec, near, from_spec(spec.policy).still
+                self.spec, self.near, self.still = spec, set(near), from_spec(spec.policy).still
                 return self._ask("declare", m.Declare(self.worker, self.incarnation, spec), now)
             case Await():
                 # What was released before the thread waited was passed over: ask for it again at once.
@@ -153,9 +154,15 @@ class Session:
         return (
             self.parked in RECEIVING
             and parameters.incarnation == self.incarnation
+            and self._gives(self.shard_of(parameters.server))
+            and (parameters.stamp > 0) == (self.shard_of(parameters.server) in self.near)
             and parameters.version > self.version
             and self.arrival.lacks(parameters.version, parameters.blocks)
         )
+
+    def _gives(self, shard: int) -> bool:
+        """Whether parameters of this shard can be taken: their server leads it, and shares its memory if it is to."""
+        return shard >= 0 and shard not in self.moving and shard not in self.unattached
 
     # --- commands -----------------------------------------------------------------------------
 
@@ -201,8 +208,11 @@ class Session:
             case m.Alive(pid=pid):
                 self.coordinator_pid = pid
                 return []
-            case m.Staged(contributor=who, shard=shard, blocks=blocks):
-                if who == self._identity() and shard < len(self.couriers):
+            case m.Placed():
+                return self._placed(message)
+            case m.Staged(contributor=who, server=server, blocks=blocks):
+                shard = self.shard_of(server)
+                if who == self._identity() and 0 <= shard < len(self.couriers):
                     self.couriers[shard].acknowledged(blocks, now)
                 return self._make_ready(now)
             case m.Parameters():
@@ -223,9 +233,8 @@ class Session:
         match message:
             case m.Declared(seed=seed):
                 return self._declared(seed, now)
-            case m.Attached(shard=shard):
-                self.unattached.discard(shard)
-                return self._formed()
+            case m.Attached(server=server):
+                return self._attached(self.shard_of(server), now)
             case m.Introduce(epoch=epoch):
                 return self._introduce(epoch, now)
             case m.Resumed(epoch=epoch):
@@ -299,10 +308,66 @@ class Session:
         return isinstance(request, kind) and all(getattr(request, name) == value for name, value in facts.items())
 
     def _welcome(self, welcome: m.Welcome, now: int) -> list[k.Effect]:
-        self.worker, self.incarnation, self.servers = welcome.worker, welcome.incarnation, welcome.servers
+        self.worker, self.incarnation, self.placed = welcome.worker, welcome.incarnation, welcome.placed
         self.parked, self.request, self.asked, self.beat_at, self.epoch = "", None, None, now, welcome.epoch
         self.silence.heard(now)
-        return [k.Dial(welcome.servers)]
+        return [self._dial()]
+
+    def _dial(self) -> k.Effect:
+        """Reach every primary."""
+        assert self.placed is not None
+        return k.Dial(tuple((server, self.placed.address(server)) for server in self.placed.primaries))
+
+    @property
+    def servers(self) -> tuple[int, ...]:
+        """By shard the server that leads it."""
+        return () if self.placed is None else self.placed.primaries
+
+    def shard_of(self, server: int) -> int:
+        """The shard that this server leads, as far as this worker knows; -1: none."""
+        return self.servers.index(server) if server in self.servers else -1
+
+    def _placed(self, placed: m.Placed) -> list[k.Effect]:
+        """Other servers lead some shards from here on: they are given what is staged and not committed."""
+        if self.placed is None or placed.view <= self.placed.view:
+            return []
+        before, self.placed = self.servers, placed
+        for shard, (one, other) in enumerate(zip(before, self.servers, strict=True)):
+            if one != other:
+                self.moving.add(shard)
+                if self.couriers:
+                    self.couriers[shard].move(other)
+        return [self._dial()] if before != self.servers else []
+
+    def _moved(self, shard: int, near: bool, now: int) -> list[k.Effect]:
+        """The server that leads this shard now is reached: give it what the one before had."""
+        self.moving.discard(shard)
+        if not self.couriers:
+            return []
+        courier = self.couriers[shard]
+        was_near, courier.near = courier.near, near and bool(self.near)
+        if courier.near:
+            self.near.add(shard)
+            self.unattached.add(shard)
+            self.attaching.start(now)
+            return [k.Send(server_name(courier.server), m.Attach(self.worker, self.incarnation))]
+        self.near.discard(shard)
+        self.unattached.discard(shard)
+        if was_near and self.whole and self.finishing is not None:
+            courier.carry_whole()
+        return self._repeat(shard)
+
+    def _attached(self, shard: int, now: int) -> list[k.Effect]:
+        """A server reads gradients where they lie; one that has taken another's place is told what lies there."""
+        if shard not in self.unattached:
+            return []
+        self.unattached.discard(shard)
+        return self._formed() if self.parked == "declare" else self._repeat(shard)
+
+    def _repeat(self, shard: int) -> list[k.Effect]:
+        """What a server has not acknowledged, and what is awaited from it."""
+        resent = self.couriers[shard].resend(self._identity())
+        return resent + (self._pull([shard]) if self._awaited() else [])
 
     def _declared(self, seed: bool, now: int) -> list[k.Effect]:
         if self.version > 0 or self.spec is None or self.parked not in ("declare", "start"):
@@ -320,7 +385,7 @@ class Session:
     def _attach(self) -> list[k.Effect]:
         """Share memory with the servers on this host."""
         attach = m.Attach(self.worker, self.incarnation)
-        return [k.Send(server_name(server), attach) for server in sorted(self.unattached)]
+        return [k.Send(server_name(self.servers[shard]), attach) for shard in sorted(self.unattached)]
 
     def _formed(self) -> list[k.Effect]:
         """The table exists, and all memory is shared: the training thread may go on."""
@@ -331,12 +396,14 @@ class Session:
         return [k.Seeding(self.seeds)]
 
     def _lay_out(self, spec: TableSpec) -> None:
-        """The table exists: one courier for each server, who carries the blocks that it holds."""
-        blocks, servers = cut(spec), range(len(self.servers))
+        """The table exists: one courier for each shard, who carries its blocks to the server that leads it."""
+        blocks, shards = cut(spec), range(len(self.servers))
         block_bytes = [block.elements * ITEM_BYTES[spec.tensors[block.tensor].dtype] for block in blocks]
-        held = [owned(spec, server, len(servers)) for server in servers]
-        self.couriers = [Courier(i, block_bytes, self.limits, len(held[i]), i in self.near) for i in servers]
-        self.courier_of = {block: self.couriers[i] for i in servers for block in held[i]}
+        held = [owned(spec, shard, len(shards)) for shard in shards]
+        self.couriers = [
+            Courier(self.servers[shard], block_bytes, self.limits, held[shard], shard in self.near) for shard in shards
+        ]
+        self.courier_of = {block: self.couriers[shard] for shard in shards for block in held[shard]}
         self.arrival.blocks = len(blocks)
 
     def _released(self, released: m.Released, now: int) -> list[k.Effect]:
@@ -362,10 +429,10 @@ class Session:
 
     def _parameters(self, parameters: m.Parameters, now: int) -> list[k.Effect]:
         effects: list[k.Effect] = []
-        if parameters.shard in self.near and not self.still:
-            # Wanted or not, they are not read any more: the shard need not wait.
+        if self.shard_of(parameters.server) in self.near and not self.still:
+            # Wanted or not, they are not read any more: the server need not wait.
             copied = m.Copied(self.worker, self.incarnation, parameters.version)
-            effects.append(k.Send(server_name(parameters.shard), copied))
+            effects.append(k.Send(server_name(parameters.server), copied))
         if not self.admits(parameters):
             return effects
         self.arrival.take(parameters.version, parameters.blocks)
@@ -376,18 +443,17 @@ class Session:
 
     def _flush(self, now: int) -> list[k.Effect]:
         """Everything is pushed: send what is gathered, unless the servers need not be told."""
-        self.whole = self.clock > 0 and bool(self.near) and all(self.couriers[server].whole for server in self.near)
+        self.whole = self.clock > 0 and bool(self.near) and all(self.couriers[shard].whole for shard in self.near)
         if self.whole:
-            for server in self.near:
-                self.couriers[server].forget()
+            for shard in self.near:
+                self.couriers[shard].forget()
         return [effect for courier in self.couriers for effect in courier.flush(self._identity(), now)]
 
     def _offer(self) -> list[k.Effect]:
         """Let servers that are far away tell the coordinator themselves what they have staged."""
         if self.finish is None or not self.finish.far or not any(courier.unacknowledged for courier in self.couriers):
             return []
-        blocks = tuple(len(courier.carried) for courier in self.couriers)
-        return [k.Send(COORDINATOR, m.Offer(self._ready(self.finish), blocks))]
+        return [k.Send(COORDINATOR, m.Offer(self._ready(self.finish)))]
 
     def _make_ready(self, now: int) -> list[k.Effect]:
         """Tell the coordinator, once every block of a finished clock is acknowledged."""
@@ -398,7 +464,10 @@ class Session:
 
     def _ready(self, done: Finish) -> m.Ready:
         who = self._identity()
-        return m.Ready(who, done.samples, done.leases, done.rates, done.multiplier, done.void, self.whole)
+        blocks = tuple(
+            len(courier.holds) if self.whole and courier.near else len(courier.carried) for courier in self.couriers
+        )
+        return m.Ready(who, done.samples, done.leases, done.rates, done.multiplier, done.void, self.whole, blocks)
 
     def _settle(self) -> list[k.Effect]:
         """Let the training thread go on if all that it waits for has arrived."""
@@ -467,32 +536,33 @@ class Session:
         if self.incarnation < 0:
             return []
         self.beat_at = now
-        heartbeat = m.Heartbeat(f"worker/{self.worker}", self.incarnation, 0, 0, self.version)
+        view = self.placed.view if self.placed is not None else 0
+        heartbeat = m.Heartbeat(f"worker/{self.worker}", self.incarnation, 0, 0, self.version, view)
         return [k.Send(COORDINATOR, heartbeat)]
 
-    def _regained(self, peer: str, now: int) -> list[k.Effect]:
+    def _regained(self, peer: str, near: bool, now: int) -> list[k.Effect]:
         """A connection is back: repeat at once what its loss may have swallowed."""
         if peer == COORDINATOR:
             again = [k.Send(COORDINATOR, self.request)] if self.parked and self.request is not None else []
             return [*again, *self._beat(now)]  # it may be a new one, and must know of this worker soon
-        for server, courier in enumerate(self.couriers):
-            if peer == server_name(server):
-                return courier.resend(self._identity()) + (self._pull([server]) if self._awaited() else [])
-        return []
+        shard = self.shard_of(node_number(peer))
+        if shard in self.moving:
+            return self._moved(shard, near, now)
+        return self._repeat(shard) if 0 <= shard < len(self.couriers) else []
 
     def _awaited(self) -> bool:
         """Whether parameters are announced, and the training thread waits for them."""
         return bool(self.parked) and (self.released is not None or self.granted is not None)
 
-    def _pull(self, servers: Iterable[int]) -> list[k.Effect]:
-        """Ask these servers for the blocks of the arriving version that are missing."""
+    def _pull(self, shards: Iterable[int]) -> list[k.Effect]:
+        """Ask the servers that lead these shards for the blocks of the arriving version that are missing."""
         assert self.spec is not None
         effects: list[k.Effect] = []
-        for server in servers:
-            missing = self.arrival.missing(owned(self.spec, server, len(self.servers)))
-            if missing:
+        for shard in shards:
+            missing = self.arrival.missing(owned(self.spec, shard, len(self.servers)))
+            if missing and self._gives(shard):
                 pull = m.Pull(self.worker, self.incarnation, self.arrival.version, missing)
-                effects.append(k.Send(server_name(server), pull))
+                effects.append(k.Send(server_name(self.servers[shard]), pull))
         return effects
 
     def _patience_ms(self) -> int:
@@ -506,7 +576,7 @@ class Session:
         state = (
             f"{', '.join(unstaged)} did not acknowledge its gradients"
             if unstaged
-            else f"server {min(self.unattached)} did not answer when asked to share memory"
+            else f"server {self.servers[min(self.unattached)]} did not answer when asked to share memory"
             if self.unattached
             else self.reason or "the coordinator did not say why"
         )

@@ -2,7 +2,8 @@
 
 What it promises: a block staged twice changes nothing; a commit is applied once, after all before
 it; what a worker is sent is the state after exactly `version` commits, and where it reads that in
-shared memory it has time to copy it; an older epoch or a fenced incarnation changes nothing.
+shared memory it has time to copy it; an older epoch or a fenced incarnation changes nothing. Of several
+servers that hold a shard, one leads: it alone takes contributions and serves workers (replica.py).
 Numbers are the store's: the shard only names blocks.
 """
 
@@ -15,12 +16,13 @@ import msgspec
 from shoal.config import Limits
 from shoal.core import machine as k
 from shoal.core.accounts import Accounts
+from shoal.core.replica import Replica
 from shoal.core.silence import Silence, blame
 from shoal.errors import ProtocolError
 from shoal.optim import phases
 from shoal.placement import owned
 from shoal.policy import from_spec
-from shoal.vocabulary import COORDINATOR, Contributor, TableSpec, server_name, worker_name
+from shoal.vocabulary import COORDINATOR, Contributor, TableSpec, Weighted, server_name, worker_name
 from shoal.wire import messages as m
 
 SAVED_MAX = 16  # snapshots whose file can still be named to a coordinator that asks again
@@ -37,11 +39,12 @@ class Open:
     pid: int
     version: int = 0
     coordinator: str = ""
+    host: str = ""
 
 
 @dataclass
 class Progress:
-    """The commit being worked on: which phases are measured, and what they added up to."""
+    """The commit being worked on: which phases have yet to be measured, and what the others added up to."""
 
     commit: m.Commit
     remaining: list[str]
@@ -67,7 +70,7 @@ class Reader:
 
 @dataclass
 class Shard:
-    """The state machine of server `index`."""
+    """The state machine of server `index`, and of the shard that it holds."""
 
     index: int
     limits: Limits = field(default_factory=Limits)
@@ -78,6 +81,7 @@ class Shard:
     staged: dict[Contributor, set[int]] = field(default_factory=dict)
     awaited: dict[Contributor, int] = field(default_factory=dict)  # number of blocks that the coordinator waits for
     accounts: Accounts = field(default_factory=Accounts)
+    replica: Replica = field(init=False)
     pending: dict[int, m.Commit] = field(default_factory=dict)
     kept: dict[int, Kept] = field(default_factory=dict)  # applied, and perhaps not yet by every shard
     progress: Progress | None = None
@@ -96,6 +100,7 @@ class Shard:
 
     def __post_init__(self) -> None:
         self.silence = Silence(self.limits)
+        self.replica = Replica(self.index, self.limits)
 
     def step(self, event: object, now: int) -> list[k.Effect]:
         """Take one event; return what is to be done about it."""
@@ -103,24 +108,27 @@ class Shard:
             case k.Received(source=source, message=message):
                 if source == COORDINATOR:
                     self.silence.heard(now)
-                return self._received(message)
+                return self._received(message, now) + self._between(now)
             case k.Done() as done:
-                return self._done(done)
+                return self._done(done) + self._between(now)
             case k.Written(seq, file, error):
                 self.writing = False
-                return self._saved(seq, file, error) + self._advance()
+                return self._saved(seq, file, error) + self._advance() + self._between(now)
             case k.Tick():
                 return self._tick(now)
-            case Open(address, pid, version, coordinator):
+            case Open(address, pid, version, coordinator, host):
                 self.version, self.coordinator = version, coordinator
-                self.register = m.Register(self.index, address, pid, version)
+                self.register = m.Register(self.index, address, pid, version, host)
                 self.asked_at = now
                 self.silence.heard(now)
                 return [k.Send(COORDINATOR, self.register)]
             case k.Regained(peer) if peer == COORDINATOR and self.register is not None:
                 self.registered, self.asked_at = False, now  # there: it may be a new one
-                self.register = msgspec.structs.replace(self.register, version=self.version)
+                holds = self.replica.shard if self.replica.follows else -1
+                self.register = msgspec.structs.replace(self.register, version=self.version, holds=holds)
                 return [k.Send(COORDINATOR, self.register)]
+            case k.Regained(peer):
+                return self.replica.regained(peer)
             case _:
                 return []
 
@@ -137,6 +145,15 @@ class Shard:
             )
         return not self.staged.get(who, set()).issuperset(stage.blocks)
 
+    def admits_sum(self, forward: m.Forward) -> bool:
+        """Whether the payload of `forward` is wanted: it lands where the sum lies that the next commit applies."""
+        busy = isinstance(self.running, k.Apply | k.Seed)
+        return self.spec is not None and not busy and forward.epoch >= self.epoch and self.replica.lacks(forward)
+
+    def admits_fill(self) -> bool:
+        """Whether blocks of this shard can be taken from another server."""
+        return self.spec is not None and not isinstance(self.running, k.CreateTable) and not self.replica.leads
+
     def settled(self, who: Contributor) -> bool:
         """Whether this contribution's fate is sealed: nothing of it is taken any more."""
         fenced = who.incarnation <= self.fenced.get(who.worker, -1)
@@ -149,8 +166,24 @@ class Shard:
 
     # --- messages -----------------------------------------------------------------------------
 
-    def _received(self, message: m.Message) -> list[k.Effect]:
+    def _received(self, message: m.Message, now: int) -> list[k.Effect]:
         match message:
+            case m.Placed():
+                return self._placed(message, now)
+            case m.Prepare(epoch=epoch) if epoch >= self.epoch and self.spec is not None:
+                self.epoch = epoch
+                return self.replica.prepare(message)
+            case m.Forward(epoch=epoch) if epoch >= self.epoch and self.spec is not None:
+                return self.replica.forwarded(message)
+            case m.Fill():
+                self.replica.fills.append(message)
+                return []
+            case m.Filled(server=server, blocks=blocks):
+                self.replica.filling.acknowledged(server, blocks, now)
+                return []
+            case m.Recovered(epoch=epoch) if epoch == self.epoch and self.spec is not None:
+                known: k.Effect = k.Send(server_name(message.server), m.Filled(self.index, ()))
+                return [known] if self.replica.follows else [known, *self._follow(message)]
             case m.Stage():
                 return self._stage(message)
             case m.Await(contributor=who, blocks=blocks) if not self.settled(who):
@@ -171,7 +204,7 @@ class Shard:
                 over = reader is not None and self.near.get(worker) == incarnation and version >= reader.version
                 return self._release(worker) if over else []
             case m.Create():
-                return self._create(message)
+                return self._create(message, now)
             case m.Recover(epoch):
                 return self._recover(epoch)
             case m.Registered(epoch):
@@ -188,16 +221,59 @@ class Shard:
             case _:
                 return []
 
-    def _create(self, create: m.Create) -> list[k.Effect]:
+    def _create(self, create: m.Create, now: int) -> list[k.Effect]:
         if create.epoch < self.epoch:
             return []
         self.epoch = create.epoch
-        if self.spec is not None:
+        other = self.replica.shard != create.shard and not self.replica.follows
+        if self.spec is not None and not other:
             created = not isinstance(self.running, k.CreateTable)
             return [k.Send(COORDINATOR, m.Created(self.index, self.version))] if created else []
+        if self.running is not None:
+            return []  # it will be asked again
         self.spec = create.spec
         self.blocks = owned(create.spec, create.shard, create.shards)
-        return self._run(k.CreateTable(create.spec, create.shard, create.shards))
+        self.replica.begin(create, self.blocks)
+        part = self.replica.take_part(now)
+        return part + self._run(k.CreateTable(create.spec, create.shard, create.shards, create.replicated, not create.fresh))
+
+    def _placed(self, placed: m.Placed, now: int) -> list[k.Effect]:
+        """Who holds what has changed; this server may be the one that leads now."""
+        effects = self.replica.placed(placed, now)
+        progress = self.progress
+        if self.replica.leads and progress is not None and progress.remaining and progress.norms is None:
+            effects += self._compute() if self.running is None else []
+        return effects
+
+    def _follow(self, told: m.Recovered) -> list[k.Effect]:
+        """The primary says where the log is: this server follows it from here on."""
+        self.replica.follows = True
+        self.version, self.accounts = told.version, Accounts.of(told)
+        self.kept = {entry.seq: Kept(entry) for entry in told.entries if entry.seq <= told.version}
+        self.pending = {seq: entry for seq, entry in self.pending.items() if seq > self.version}
+        return [k.Send(COORDINATOR, m.Applied(self.index, self.version)), *self._advance()]
+
+    def _between(self, now: int) -> list[k.Effect]:
+        """Between two updates: begin to prepare the next one, give blocks to those that lack them, take them in."""
+        effects: list[k.Effect] = []
+        if isinstance(self.running, k.Apply | k.Seed | k.CreateTable) or self.spec is None:
+            return effects
+        effects += self.replica.take_in(self.accounts.updated)
+        if self.running is None and self.progress is None:
+            effects += self.replica.give(self.version, self.accounts.updated, self._recovered(self.epoch), now)
+        guessing = isinstance(self.running, k.Combine) and not self.running.held
+        prepare = self.replica.due(self._complete)
+        if prepare is not None and guessing:
+            effects.append(k.Hurry())
+        elif prepare is not None and self.running is None and self.progress is None:
+            effects += self._run(k.Combine(prepare.contributors, held=True))
+        return effects
+
+    def _complete(self, item: Weighted, count: int) -> bool:
+        """Whether all that this contributor has for the shard, so many blocks, is here."""
+        who = item.contributor
+        near = item.whole and self.near.get(who.worker) == who.incarnation
+        return near or len(self.staged.get(who, ())) >= count
 
     def _stage(self, stage: m.Stage) -> list[k.Effect]:
         who = stage.contributor
@@ -224,26 +300,29 @@ class Shard:
         if self.progress is not None and self.progress.commit.seq == commit.seq:
             return [k.Send(COORDINATOR, self.progress.norms)] if self.progress.norms is not None else []
         self.pending[commit.seq] = commit
-        return [k.Hurry()] if isinstance(self.running, k.Combine) else self._advance()
+        guessing = isinstance(self.running, k.Combine) and not self.running.held
+        return [k.Hurry()] if guessing else self._advance()
 
     def _foresee(self, foresee: m.Foresee) -> list[k.Effect]:
         """Use the time until the next commit, if there is nothing else to do."""
         busy = self.progress is not None or self.running is not None or bool(self.pending) or self.spec is None
+        busy = busy or not self.replica.leads or self.replica.prepared
         old = foresee.epoch < self.epoch or any(self.settled(item.contributor) for item in foresee.contributors)
         return [] if busy or old else self._run(k.Combine(foresee.contributors))
 
     def _factors(self, factors: m.Factors) -> list[k.Effect]:
         progress = self.progress
-        if factors.epoch < self.epoch or progress is None or progress.norms is None:
+        if factors.epoch < self.epoch or progress is None or self.running is not None:
             return []
-        if (factors.seq, factors.phase) != (progress.commit.seq, progress.norms.phase):
+        if not progress.remaining or (factors.seq, factors.phase) != (progress.commit.seq, progress.remaining[0]):
             return []
-        progress.factors += ((factors.phase, factors.values),)
+        progress.factors += ((progress.remaining.pop(0), factors.values),)
         progress.norms = None
-        return self._compute()
+        return self._compute() + self._advance()
 
     def _pull(self, pull: m.Pull) -> list[k.Effect]:
-        if pull.version > self.version or pull.incarnation <= self.fenced.get(pull.worker, -1):
+        early = pull.version > self.version or not self.replica.leads
+        if early or pull.incarnation <= self.fenced.get(pull.worker, -1):
             return []  # not there yet: the commit that releases this worker will publish it
         if pull.version == self.version and not isinstance(self.running, k.Apply | k.Seed):
             blocks = tuple(sorted(set(pull.blocks) & set(self.blocks)))
@@ -256,29 +335,30 @@ class Shard:
         if epoch < self.epoch:
             return []
         self.epoch = epoch
+        return [k.Send(COORDINATOR, self._recovered(epoch))]
+
+    def _recovered(self, epoch: int) -> m.Recovered:
+        """What this server knows of the log."""
         entries = self.kept | {seq: Kept(commit) for seq, commit in self.pending.items()}
         if self.progress is not None:
             entries[self.progress.commit.seq] = Kept(self.progress.commit, self.progress.factors)
         known = self.accounts
-        return [
-            k.Send(
-                COORDINATOR,
-                m.Recovered(
-                    self.index,
-                    epoch,
-                    self.version,
-                    known.updated,
-                    self.spec,
-                    tuple(entries[seq].commit for seq in sorted(entries)),
-                    tuple((worker, *closed) for worker, closed in sorted(known.closed.items())),
-                    tuple((worker, *used) for worker, used in sorted(known.used.items())),
-                    tuple(sorted(known.fenced.items())),
-                    tuple(sorted(known.released.items())),
-                    known.accounted,
-                    tuple((seq, *factor) for seq, entry in sorted(entries.items()) for factor in entry.factors),
-                ),
-            )
-        ]
+        return m.Recovered(
+            self.index,
+            epoch,
+            self.version,
+            known.updated,
+            self.spec if self.replica.follows else None,
+            tuple(entries[seq].commit for seq in sorted(entries)),
+            tuple((worker, *closed) for worker, closed in sorted(known.closed.items())),
+            tuple((worker, *used) for worker, used in sorted(known.used.items())),
+            tuple(sorted(known.fenced.items())),
+            tuple(sorted(known.released.items())),
+            known.accounted,
+            tuple((seq, *factor) for seq, entry in sorted(entries.items()) for factor in entry.factors),
+            self.replica.view,
+            self.replica.whole,
+        )
 
     # --- shared memory ------------------------------------------------------------------------
 
@@ -300,7 +380,7 @@ class Shard:
         self.readers.pop(worker, None)
         return self._advance()
 
-    def _held(self, commit: m.Commit) -> bool:
+    def _held_back(self, commit: m.Commit) -> bool:
         """Whether the commit would change parameters under a worker that copies them, or asks for a second snapshot
         while one is being written."""
         return (bool(self.readers) and bool(commit.contributors)) or (self.writing and bool(commit.save))
@@ -310,8 +390,13 @@ class Shard:
     def _advance(self) -> list[k.Effect]:
         """Start the next commit if it is here and nothing else is under way."""
         effects: list[k.Effect] = []
-        while self.progress is None and self.running is None and self.version + 1 in self.pending:
-            if self._held(self.pending[self.version + 1]) or self.pending[self.version + 1].epoch < self.epoch:
+        while (
+            self.progress is None
+            and self.running is None
+            and self.replica.follows
+            and self.version + 1 in self.pending
+        ):
+            if self._held_back(self.pending[self.version + 1]) or self.pending[self.version + 1].epoch < self.epoch:
                 break  # what an older epoch left counts once the new coordinator repeats it
             commit = self.pending.pop(self.version + 1)
             assert self.spec is not None, "a commit cannot come before its table"
@@ -325,13 +410,17 @@ class Shard:
         progress = self.progress
         assert progress is not None
         commit = progress.commit
+        summed = self.replica.replicated
+        if commit.contributors and summed and self.replica.sum != commit.contributors:
+            return [k.Halt(f"server {self.index} does not hold the sum of commit {commit.seq}, a defect of Shoal")]
+        facts = (commit.contributors, commit.rates, progress.factors, summed)
         if progress.remaining:
-            phase = progress.remaining.pop(0)
-            return self._run(k.Measure(commit.seq, phase, commit.contributors, commit.rates, progress.factors))
+            # Backups have the same numbers, and are told what those of all primaries add up to.
+            return self._run(k.Measure(commit.seq, progress.remaining[0], *facts)) if self.replica.leads else []
         if commit.kind == "seed":
-            return self._run(k.Seed(commit.seq, commit.contributors[0].contributor))
+            return self._run(k.Seed(commit.seq, commit.contributors[0].contributor, summed))
         if commit.contributors:
-            return self._run(k.Apply(commit.seq, commit.contributors, commit.rates, progress.factors))
+            return self._run(k.Apply(commit.seq, *facts))
         return self._finish()
 
     def _run(self, task: k.Task) -> list[k.Effect]:
@@ -345,14 +434,15 @@ class Shard:
         match done.task:
             case k.CreateTable():
                 return [k.Send(COORDINATOR, m.Created(self.index, self.version))]
-            case k.Combine():
-                return self._advance()
+            case k.Combine(contributors, held):
+                combined = self.replica.combined(contributors, done.error) if held else []
+                return combined + self._advance()
             case k.Measure(seq=seq, phase=phase):
                 assert self.progress is not None
                 self.progress.norms = m.Norms(self.index, seq, phase, done.result)
                 return [k.Send(COORDINATOR, self.progress.norms)]
             case k.Seed() | k.Apply():
-                return self._finish() + self._advance()
+                return self._finish(done.checksum) + self._advance()
             case k.Copy(seq, _) if done.error:
                 return self._saved(seq, "", done.error) + self._advance()
             case k.Copy(seq, path):
@@ -366,7 +456,7 @@ class Shard:
             del self.saved[min(self.saved)]
         return [k.Send(COORDINATOR, self.saved[seq])]
 
-    def _finish(self) -> list[k.Effect]:
+    def _finish(self, checksum: int = 0) -> list[k.Effect]:
         """The commit is applied: publish the version, settle what it closes, say so."""
         assert self.progress is not None
         commit, factors, self.progress = self.progress.commit, self.progress.factors, None
@@ -374,8 +464,10 @@ class Shard:
         effects: list[k.Effect] = [
             self._publish(worker, incarnation, self.blocks)
             for worker, incarnation in commit.release
-            if self.blocks
+            if self.blocks and self.replica.leads
         ]
+        if commit.contributors:
+            self.replica.applied()
         self.accounts.add(commit)
         self.kept[commit.seq] = Kept(commit, factors)
         for seq in [seq for seq in self.kept if seq <= commit.stable]:
@@ -391,8 +483,8 @@ class Shard:
             del self.awaited[who]
         if commit.closes or commit.fences:
             effects.append(k.Free(settled))
-        effects.append(k.Send(COORDINATOR, m.Applied(self.index, self.version)))
-        if commit.save:
+        effects.append(k.Send(COORDINATOR, m.Applied(self.index, self.version, checksum)))
+        if commit.save and self.replica.leads:
             effects += self._run(k.Copy(self.version, commit.save))
         return effects
 
@@ -407,10 +499,11 @@ class Shard:
         if self.registered and now - self.beat_at >= self.limits.heartbeat_ms:
             self.beat_at = now
             # The driver fills in the bytes: they are counted where they flow.
-            effects.append(k.Send(COORDINATOR, m.Heartbeat(server_name(self.index), 0, 0, 0, self.version)))
+            view = self.replica.view.view if self.replica.view is not None else 0
+            effects.append(k.Send(COORDINATOR, m.Heartbeat(server_name(self.index), 0, 0, 0, self.version, view)))
         for worker, reader in list(self.readers.items()):
             if reader.since is None:
                 reader.since = now
             elif now - reader.since >= self.limits.copy_ms:
                 effects += self._release(worker)  # it will find that what it copied has moved, and ask anew
-        return effects
+        return [*effects, *self.replica.tick(now), *self._between(now)]

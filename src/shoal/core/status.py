@@ -9,6 +9,7 @@ from shoal.wire import messages as m
 
 if TYPE_CHECKING:
     from shoal.core.coordinator import Coordinator
+    from shoal.core.membership import Server
 
 
 def status(coordinator: Coordinator, now: int) -> m.Status:
@@ -19,7 +20,7 @@ def status(coordinator: Coordinator, now: int) -> m.Status:
         members.append(
             m.MemberStatus(
                 server_name(index),
-                "lost" if server.broken_at is not None else "serving" if server.created else "registered",
+                _part(coordinator, server),
                 coordinator.clock,
                 server.version,
                 pid=server.pid,
@@ -60,6 +61,23 @@ def status(coordinator: Coordinator, now: int) -> m.Status:
     )
 
 
+def _part(coordinator: Coordinator, server: Server) -> str:
+    """What a server does in the job, in a word or two."""
+    replicas = coordinator.replicas
+    shard = replicas.shard(server.index)
+    if server.broken_at is not None:
+        return "lost"
+    if shard < 0:
+        return "spare"
+    if not server.created:
+        return "registered"
+    if not replicas.replicated:
+        return "serving"
+    if server.index in replicas.filling:
+        return f"joins shard {shard}"
+    return f"leads shard {shard}" if replicas.leads(server.index) >= 0 else f"backs shard {shard}"
+
+
 _POLICY_TEXT = {
     "sync": "Sync(quorum={policy.quorum:g})",
     "bounded": "Bounded(staleness={policy.staleness})",
@@ -73,6 +91,6 @@ def _waiting(coordinator: Coordinator) -> str:
         case "forming":
             return coordinator.formation.missing()
         case "recovering":
-            return coordinator.recovery.awaited()
+            return coordinator.recovery.awaited(coordinator.replicas.first)
         case _:
             return coordinator.waiting

@@ -16,6 +16,7 @@ complete, and the loop reads parameters only between tasks.
 from __future__ import annotations
 
 import os
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,17 +31,21 @@ from shoal.arena import reader
 from shoal.core import machine as k
 from shoal.core.combined import Combined
 from shoal.core.shared import lay_out_shared
+from shoal.core.sums import FLOAT32, Sums
 from shoal.core.table import Blocks, Table
-from shoal.core.update import MEASURES, Update, apply_block, apply_run, of_block, weighted
+from shoal.core.update import MEASURES, Staged, Update, apply_block, apply_run, of_block, weighted
 from shoal.errors import ProtocolError
 from shoal.kernel import Floats, read_only
 from shoal.vocabulary import Contributor, TableSpec, Weighted
+from shoal.wire import messages as m
 
 # Elements of three or more contributions that are combined at a time: their sum stays in the core's
 # cache, so memory is passed over once. Another value gives the same bits.
 CHUNK_ELEMENTS = 1 << 16
 
 ALIGNED_BYTES = 64
+CHECKED_SHARE = 16  # of a shard's blocks, one in so many is looked at in each version
+CHECKED_ELEMENTS = 1 << 16  # of each
 
 Key = tuple[str, int, str]  # tensor, first element, what
 Entries = Mapping[Key, npt.NDArray[Any]]
@@ -79,6 +84,8 @@ class Store:
         self._staging: dict[Contributor, Staging] = {}
         self._published: Published | None = None
         self._combined: Combined | None = None
+        self._sums: Sums | None = None  # of a shard that has replicas
+        self._fills: dict[m.Fill, bytearray] = {}  # came, and are not loaded
         self._kept: dict[Key, npt.NDArray[Any]] = {}  # the last snapshot's, once there was one
         self._hurried = False
 
@@ -91,18 +98,22 @@ class Store:
         complete, MemoryError where there is no room to keep a copy.
         """
         match task:
-            case k.CreateTable(spec, shard, shards):
+            case k.CreateTable(spec, shard, shards, replicated, absent):
                 self._table = Table.create(spec, shard, shards, lay_out_shared(spec, shards) if self._shared else None)
-            case k.Seed(contributor=contributor):
+                self._combined = None
+                self._sums = Sums(self._table, self._shared) if replicated else None
+                if absent:
+                    self._table.absent.update(range(len(self._table.blocks)))
+            case k.Seed(contributor=contributor, summed=summed):
                 with self.table.moving():
-                    self._seed(contributor)
-            case k.Combine(contributors):
-                self._combine(contributors)
+                    self._seed(self.sums.held if summed else self._staging.get(contributor), contributor, summed)
+            case k.Combine(contributors, held):
+                self._combine(contributors, held)
             case k.Measure(phase=phase):
-                return self._measure(Update.of(self.table, task, self._staged, self._combined), phase)
+                return self._measure(self._update(task), phase)
             case k.Apply():
                 with self.table.moving():
-                    self._apply(Update.of(self.table, task, self._staged, self._combined))
+                    self._apply(self._update(task))
             case k.Copy():
                 self._copy()
             case _:
@@ -124,6 +135,18 @@ class Store:
         self.table.publish()
         self.table.generation += 1
         return version
+
+    def checksum(self, version: int) -> int:
+        """Of some blocks at this version, others at the next, parameters and states; 0 while some are absent."""
+        table = self.table
+        if table.absent:
+            return 0
+        share = -(-len(table.blocks) // CHECKED_SHARE)
+        found = 1
+        for position in range(version % CHECKED_SHARE, len(table.blocks), CHECKED_SHARE)[:share]:
+            for array in (table.dense.parameters[position], *table.dense.states[position]):
+                found = zlib.crc32(array[:CHECKED_ELEMENTS].view(np.uint8).data, found)
+        return found or 1
 
     def hurry(self, hurried: bool = True) -> None:
         """Let the Combine that runs end after the block it works on. False: one is about to begin."""
@@ -198,6 +221,41 @@ class Store:
                 published.blocks.add(block)
         return [published.memory[table.slices[table.position[block]]].toreadonly() for block in blocks]
 
+    # --- replicas: called by the event loop, while no task changes what they are about -------------
+
+    @property
+    def sums(self) -> Sums:
+        """The sums of updates that every replica is to hold before they are committed."""
+        assert self._sums is not None, "only a shard with replicas has them"
+        return self._sums
+
+    def give(self, blocks: Sequence[int]) -> list[memoryview]:
+        """Parameters, states and step counts of these blocks as they are now, copied: (bytes,) uint8."""
+        return [memoryview(array.tobytes()) for block in blocks for array in self.table.of_block(block)]
+
+    def take_fill(self, fill: m.Fill, payload_bytes: int) -> list[memoryview]:
+        """Where the payload of a Fill lands until it is loaded."""
+        expected = sum(array.nbytes for block in fill.blocks for array in self.table.of_block(block))
+        if expected != payload_bytes:
+            raise ProtocolError(f"server {fill.server} gave {payload_bytes} bytes for {expected} of {fill.blocks[:4]}")
+        memory = self._fills[fill] = bytearray(payload_bytes)
+        return [memoryview(memory)]
+
+    def load_fill(self, fill: m.Fill, wanted: bool) -> None:
+        """Take in what came with it, or forget it."""
+        memory = self._fills.pop(fill, None)
+        if memory is None or not wanted:
+            return
+        table, position = self.table, 0
+        with table.moving():
+            for block in fill.blocks:
+                for array in table.of_block(block):
+                    array.view(np.uint8)[:] = np.frombuffer(memory, np.uint8, array.nbytes, position)
+                    position += array.nbytes
+                table.absent.discard(table.position[block])
+            table.publish()
+        table.generation += 1
+
     # --- shared memory: called by the event loop --------------------------------------------------
 
     def attach(self, worker: int, incarnation: int, descriptor: int) -> None:
@@ -252,14 +310,19 @@ class Store:
 
     # --- the passes over the blocks ---------------------------------------------------------------
 
-    def _seed(self, contributor: Contributor) -> None:
+    def _update(self, task: k.Measure | k.Apply) -> Update:
+        if task.summed:
+            return Update.of_sum(self.table, task, self.sums.held)
+        return Update.of(self.table, task, self._staged, self._combined)
+
+    def _seed(self, staging: Staged | None, contributor: Contributor, summed: bool) -> None:
         table = self.table
-        staging = self._staging.get(contributor)
-        missing = set(table.position) - (staging.delivered if staging else set())
+        missing = set(table.position).difference(staging.delivered if staging else ())
         if missing:
             raise ProtocolError(f"the seed of worker {contributor.worker} lacks {len(missing)} blocks of this shard")
         if staging is not None:
-            for codec, parameters, encoded in zip(table.codecs, table.dense.parameters, staging.blocks, strict=True):
+            codecs = [FLOAT32] * len(table.codecs) if summed else table.codecs
+            for codec, parameters, encoded in zip(codecs, table.dense.parameters, staging.blocks, strict=True):
                 codec.first(parameters, read_only(encoded), np.float32(1))
         table.publish()
         table.generation += 1
@@ -288,24 +351,30 @@ class Store:
             for (key, array), start in zip(entries.items(), offsets.tolist(), strict=False)
         }
 
-    def _combine(self, contributors: tuple[Weighted, ...]) -> None:
+    def _combine(self, contributors: tuple[Weighted, ...], held: bool) -> None:
         table = self.table
-        combined, self._combined = self._combined or Combined.of(table), None  # forgotten if anything goes wrong
+        memory = self._sums.own if self._sums is not None else None
+        combined, self._combined = self._combined or Combined.of(table, memory), None  # forgotten if it fails
         combined.expect(contributors)
         contributions = weighted(contributors, self._staged)
 
         def work(position: int, _: Floats) -> None:
-            if not self._hurried:
+            if held or not self._hurried:
                 further = contributions[combined.taken[position] :]
                 combined.add(table, position, of_block(further, position, table.blocks[position].index))
 
         self._each_block(work)
         self._combined = combined
+        if held:
+            self.sums.hold_own([position for position, filled in enumerate(combined.filled) if filled])
 
     def _apply(self, update: Update) -> None:
         if update.by_runs:
             self._each(self.table.runs, lambda run, scratch: apply_run(update, run, scratch))
             self.table.dense.steps += 1
+        elif self.table.absent:
+            present = [position for position in range(len(self.table.blocks)) if position not in self.table.absent]
+            self._each(present, lambda position, scratch: apply_block(update, position, scratch))
         else:
             self._each_block(lambda position, scratch: apply_block(update, position, scratch))
         self.table.generation += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,7 @@ class Table:
     elements: int = 0  # of all blocks
     still: bool = False  # parameters change only when every worker has them
     generation: int = 0
+    absent: set[int] = field(default_factory=set)  # positions of blocks that another server has yet to give
 
     @classmethod
     def create(cls, spec: TableSpec, shard: int, shards: int, shared: Shared | None = None) -> Table:
@@ -113,6 +114,8 @@ class Table:
             elements=sum(block.elements for block in blocks),
             still=from_spec(spec.policy).still,
         )
+        if table.stamp is not None:
+            table.stamp[0] = 2  # 0 is said of parameters that do not lie there
         if places is not None:
             table.runs = tuple(table.run_together(shared.parts[shard].start if shared else 0))
         table.warm()
@@ -174,6 +177,11 @@ class Table:
     def encoded(self, memory: memoryview) -> Blocks:
         """All blocks in someone's memory, by position, as their codecs' kernels take them. No copy."""
         return [np.frombuffer(memory[piece], codec.item) for piece, codec in zip(self.slices, self.codecs, strict=True)]
+
+    def of_block(self, index: int) -> list[npt.NDArray[Any]]:
+        """A block's parameters, its states and its step count: views."""
+        position, dense = self.position[index], self.dense
+        return [dense.parameters[position], *dense.states[position], dense.steps[position : position + 1]]
 
     def entries(self) -> dict[tuple[str, int, str], npt.NDArray[Any]]:
         """Everything a snapshot keeps, by (tensor, first element, what): views, to read or to fill."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from shoal.core import machine as k
 from shoal.core.combined import Combined
+from shoal.core.sums import format_of
 from shoal.core.table import Blocks, Run, Table
 from shoal.kernel import Encoded, Floats
 from shoal.optim import phases
@@ -40,6 +41,7 @@ class Update:
     contributions: tuple[tuple[Staged | None, np.float32], ...]  # in the order in which they combine; None: not here
     combined: Combined | None = None  # the first of them, for some blocks
     agreed: int = 0  # how many contributions the sums may take in
+    summed: bool = False  # the one contribution is the sum of all, in float32
     known: dict[tuple[int, float, int], Constants] = field(default_factory=dict)  # most blocks share them
 
     @classmethod
@@ -50,12 +52,16 @@ class Update:
         staged: Callable[[Weighted], Staged | None],
         combined: Combined | None = None,
     ) -> Update:
-        factors = dict(task.factors)
-        (factor,) = factors.get(phases.GRADIENT, (1.0,))
+        factor, ratios = _factors(task)
         agreed = 0 if combined is None else combined.agreed(task.contributors)
         contributions = weighted(task.contributors, staged)
-        ratios = factors.get(phases.TRUST, ())
-        return cls(table, task.rates, ratios, np.float32(factor), contributions, combined if agreed else None, agreed)
+        return cls(table, task.rates, ratios, factor, contributions, combined if agreed else None, agreed)
+
+    @classmethod
+    def of_sum(cls, table: Table, task: k.Measure | k.Apply, held: Staged) -> Update:
+        """The same of contributions whose sum is held."""
+        factor, ratios = _factors(task)
+        return cls(table, task.rates, ratios, factor, ((held, np.float32(1)),), summed=True)
 
     @property
     def by_runs(self) -> bool:
@@ -63,7 +69,7 @@ class Update:
         table, steps = self.table, self.table.dense.steps
         here = self.staged
         everywhere = all(len(staged.delivered) == len(table.blocks) for staged, _ in here)
-        plain = self.combined is None and not self.ratios
+        plain = self.combined is None and not self.ratios and not table.absent
         return bool(table.runs and here and everywhere and plain and (steps == steps[0]).all())
 
     @property
@@ -84,7 +90,8 @@ class Update:
 
     def passes(self, position: int) -> Passes:
         """The loops of the block's rule and wire format."""
-        return fused(self.table.rules[self.table.group(position)], self.table.codecs[position])
+        codec = self.table.codecs[position]
+        return fused(self.table.rules[self.table.group(position)], format_of(codec) if self.summed else codec)
 
     def constants(self, position: int) -> Constants:
         """The rule's constants for the block's next step."""
@@ -95,6 +102,13 @@ class Update:
         if found is None:
             found = self.known[group, rate, step] = self.table.rules[group].constants(step, rate)
         return found
+
+
+def _factors(task: k.Measure | k.Apply) -> tuple[np.float32, tuple[float, ...]]:
+    """What clips the gradient, and the trust ratios."""
+    factors = dict(task.factors)
+    (factor,) = factors.get(phases.GRADIENT, (1.0,))
+    return np.float32(factor), factors.get(phases.TRUST, ())
 
 
 def weighted(

@@ -13,11 +13,13 @@ from functools import partial
 from pathlib import Path
 
 from shoal.config import Job
+from shoal.core.status import status
 from shoal.runtime.coordinator import CoordinatorNode
 from shoal.runtime.loop_thread import LoopThread
-from shoal.runtime.node import Node
+from shoal.runtime.node import Node, milliseconds
 from shoal.runtime.server import ServerNode
 from shoal.transport import Wrap, unwrapped
+from shoal.wire.messages import Status
 
 _numbers = itertools.count()
 
@@ -39,6 +41,7 @@ class EmbeddedJob:
         self._scheme = scheme
         self._number = next(_numbers)
         self._nodes: list[Node] = []
+        self._servers: dict[int, ServerNode] = {}
         self._closing: Task[None] | None = None  # kept, or the loop would forget it
         self.address = self.thread.call(self._open(resume, wrap))
 
@@ -46,14 +49,38 @@ class EmbeddedJob:
         coordinator = Quiet(self.job, resume, wrap)
         self._nodes.append(coordinator)
         address = await coordinator.listen(self._listen("coordinator"))
-        for index in range(self.job.servers):
-            server = ServerNode(index, self.job, resume, wrap)
-            self._nodes.append(server)
-            await server.open(address, self._listen(f"server-{index}"))
-        for node in self._nodes:
-            # As a process would: what halts closes its connections, and its peers notice.
-            node.halted.add_done_callback(partial(self._halted, node))
+        self._coordinator, self._wrap = coordinator, wrap
+        coordinator.halted.add_done_callback(partial(self._halted, coordinator))
+        for index in range(self.job.servers * self.job.replicas):
+            await self._serve(index, address, resume)
         return address
+
+    async def _serve(self, index: int, coordinator: str, resume: Path | None = None) -> None:
+        server = ServerNode(index, self.job, resume, self._wrap)
+        self._nodes.append(server)
+        self._servers[index] = server
+        # All are in one process: what one of them shares its fate with is only itself.
+        await server.open(coordinator, self._listen(f"server-{index}"), host=server.name)
+        # As a process would: what halts closes its connections, and its peers notice.
+        server.halted.add_done_callback(partial(self._halted, server))
+
+    def add(self) -> int:
+        """Start another server, for a place that is free or will be; returns its number."""
+        index = max(self._servers) + 1
+        self.thread.call(self._serve(index, self.address))
+        return index
+
+    def lose(self, index: int) -> None:
+        """A server is gone, as if its process had been killed."""
+        self.thread.call(self._servers[index].close())
+
+    def status(self) -> Status:
+        """The job as the coordinator sees it."""
+
+        async def look() -> Status:
+            return status(self._coordinator.machine(), milliseconds())
+
+        return self.thread.call(look())
 
     def _halted(self, node: Node, _: Future[str]) -> None:
         self._closing = node.halted.get_loop().create_task(node.close())

@@ -14,7 +14,7 @@ import re
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 
 import msgspec
 
@@ -154,9 +154,12 @@ class Node(ABC):
         RefusedError when the peer says no.
         """
         deadline = self.job.limits.connect_ms if deadline_ms is None else deadline_ms
-        peer = await self._reach(name, address, deadline)
-        self._bind(peer, name)
         self._dialled[name] = address
+        peer = await self._reach(name, address, deadline)
+        if self._dialled.get(name) != address:
+            peer.connection.close()
+            return  # it was let go meanwhile
+        self._bind(peer, name)
         if name != COORDINATOR and peer.connection.round_trip_us > self.job.limits.long_link_us:
             wanted = min(self.job.limits.streams_max, -(-peer.connection.round_trip_us // self.job.limits.stream_us))
             self._start(self._widen(peer, address, wanted))
@@ -208,13 +211,29 @@ class Node(ABC):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def keep(self, addresses: Mapping[str, str]) -> None:
+        """Stay connected to these peers, and let go of other servers that were dialled."""
+        for name in [name for name in self._dialled if name != COORDINATOR and name not in addresses]:
+            del self._dialled[name]
+            peer = self.peers.get(name)
+            if peer is not None:
+                peer.connection.close()
+        for name, address in addresses.items():
+            if name not in self._dialled:
+                self._dialled[name] = address
+                self._start(self._redial(name))
+
     async def _redial(self, name: str) -> None:
-        """The connection to `name` is lost: connect again; give up after limits.connect_ms."""
+        """Connect to `name`, again if the connection is lost; give up after limits.connect_ms, or once it is let go."""
         await asyncio.sleep(REDIAL_SECONDS)
+        address = self._dialled.get(name)
+        if address is None:
+            return
         try:
-            await self.dial(name, self._dialled[name])
+            await self.dial(name, address)
         except ShoalError as error:
-            self.unreachable(name, error)
+            if self._dialled.get(name) == address:
+                self.unreachable(name, error)
 
     def unreachable(self, name: str, error: ShoalError) -> None:
         """A peer that was dialled is gone for good. The default ends the node."""
@@ -234,7 +253,7 @@ class Node(ABC):
         self.peers[name] = peer
         if old is not None:
             old.connection.close()
-        self.event(k.Regained(name))
+        self.event(k.Regained(name, peer.connection.shares_memory))
 
     def _hello(self, peer: Peer, hello: m.Hello) -> None:
         """Answer a handshake: the same protocol, job and token, or one clear refusal."""

@@ -44,6 +44,7 @@ def job_from(environment: Mapping[str, str] = os.environ) -> Job:
         tls=tls_from(environment),
         workers=_whole("SHOAL_WORKERS", environment, 1),
         servers=_whole("SHOAL_SERVERS", environment, 1),
+        replicas=_at_least_one("SHOAL_REPLICAS", environment),
         threads=_at_least_one("SHOAL_SERVER_THREADS", environment),
         transport=_one_of(TRANSPORTS, "SHOAL_TRANSPORT", environment),
         limits=Limits.from_environment(environment),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import sys
 import traceback
 from collections.abc import Sequence
@@ -53,23 +54,30 @@ class ServerNode(Node):
     def machine(self) -> Shard:
         return self._shard
 
-    async def open(self, coordinator: str, listen: str) -> str:
-        """Listen, connect to the coordinator and register; returns the server's address."""
+    async def open(self, coordinator: str, listen: str, host: str = "") -> str:
+        """Listen, connect to the coordinator and register; returns the server's address.
+
+        host: what it shares its fate with, for replicas to be put elsewhere; the default is this machine.
+        """
         address = await self.listen(listen)
         if self._shares and not listen.startswith("inproc"):
             address = ALTERNATIVE.join((await self.listen("shm://"), address))
         await self.dial(COORDINATOR, coordinator)
-        self.event(Open(address, os.getpid(), self._shard.version, coordinator))
+        self.event(Open(address, os.getpid(), self._shard.version, coordinator, host or platform.node()))
         while not self._shard.registered and not self.halted.done():
             await asyncio.sleep(self.job.limits.tick_ms / 1000)
         return address
 
     def admit_payload(self, source: str, message: m.Message, payload_bytes: int) -> Sequence[memoryview] | None:
-        if not isinstance(message, m.Stage):
-            return super().admit_payload(source, message, payload_bytes)
-        if not self._shard.admits(message):
-            return None
-        return self._store.stage(message.contributor, message.blocks)
+        match message:
+            case m.Stage():
+                return self._store.stage(message.contributor, message.blocks) if self._shard.admits(message) else None
+            case m.Forward():
+                return self._store.sums.places(message.blocks) if self._shard.admits_sum(message) else None
+            case m.Fill():
+                return self._store.take_fill(message, payload_bytes) if self._shard.admits_fill() else None
+            case _:
+                return super().admit_payload(source, message, payload_bytes)
 
     def take(self, source: str, message: m.Message, delivered: bool) -> None:
         match message:
@@ -86,6 +94,16 @@ class ServerNode(Node):
                 if descriptor is None:
                     raise ProtocolError(f"{source} asked to share memory and sent none along")
                 self._store.attach(worker, incarnation, descriptor)
+            case m.Forward(server=server):
+                descriptor = self.peers[source].connection.take_file()
+                if descriptor is not None and self._shard.spec is not None and not self._store.sums.lent(server):
+                    self._store.sums.lend(server, descriptor)
+                elif descriptor is not None:
+                    os.close(descriptor)
+                elif not delivered and message.total and self._shard.replica.lacks(message):
+                    return  # it could not be taken when it came: it will come again
+            case m.Fill() if not delivered:
+                return
         self.event(k.Received(source, message))
 
     def send(
@@ -106,6 +124,17 @@ class ServerNode(Node):
                 self._store.hurry()
             case k.Publish():
                 self._publish(effect)
+            case k.Forward():
+                self._forward(effect)
+            case k.Hold(source, _, blocks):
+                self._store.sums.hold(source, blocks)
+            case k.Give(to, version, updated, blocks):
+                fill = m.Fill(self._shard.index, version, updated, blocks)
+                self.send(server_name(to), fill, self._store.give(blocks))
+            case k.Load(fill, wanted):
+                self._store.load_fill(fill, wanted)
+            case k.Dial(servers):
+                self.keep({server_name(index): self._way(address) for index, address in servers})
             case k.Free():
                 # Also what was admitted and never completed, which the shard does not know.
                 self._store.free([who for who in self._store.contributors() if self._shard.settled(who)])
@@ -135,7 +164,30 @@ class ServerNode(Node):
             if not isinstance(error, ShoalError | OSError | MemoryError):
                 traceback.print_exc()
             return k.Done(task, error=f"{type(error).__name__}: {error}")
+        if isinstance(task, k.Seed | k.Apply) and task.summed:
+            return k.Done(task, result, checksum=self._store.checksum(task.seq))
         return k.Done(task, result)
+
+    def _forward(self, forward: k.Forward) -> None:
+        """Send the sum that is held; to a backup on this host, word of where it lies."""
+        name, sums = server_name(forward.to), self._store.sums
+        blocks = tuple(sorted(sums.held.delivered))
+        facts = (self._shard.index, forward.epoch, forward.number, forward.contributors, len(blocks))
+        peer = self.peers.get(name)
+        if peer is not None and peer.connection.shares_memory and sums.descriptor is not None:
+            self.send(name, m.Forward(*facts, blocks), files=(sums.descriptor,))
+            return
+        assert self._shard.spec is not None
+        for some in _frames(self._shard.spec, blocks, self.job.limits.frame_bytes_target) or [()]:
+            self.send(name, m.Forward(*facts, some), sums.parts(some))
+
+    def _way(self, address: str) -> str:
+        return address if self._shares else address.rsplit(ALTERNATIVE, maxsplit=1)[-1]
+
+    def unreachable(self, name: str, error: ShoalError) -> None:
+        """A backup that cannot be reached is the coordinator's to judge; without the coordinator all is over."""
+        if name == COORDINATOR:
+            super().unreachable(name, error)
 
     def _write(self, seq: int, path: str) -> k.Written:
         try:

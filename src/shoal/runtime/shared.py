@@ -18,7 +18,11 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class SharedMemory:
-    """The arena and the region. Servers are attached one by one, as they answer."""
+    """The arena and the region. Servers are attached one by one, as they answer.
+
+    A server that takes another's place is attached at once, but its parameters are looked at only when they are
+    fresh: what the worker computes on does not move.
+    """
 
     def __init__(self, layout: Shared) -> None:
         self._layout = layout
@@ -27,12 +31,25 @@ class SharedMemory:
         self.region = Region(layout.size_bytes)
         self._gradients = [np.frombuffer(self.arena.memory[piece], np.uint8) for piece in layout.tensors]
         self._stamps: dict[int, npt.NDArray[np.int64]] = {}  # by shard: (1,)
+        self._servers: dict[int, int] = {}  # by shard: whose memory is, or will be, looked at
+        self._next: dict[int, int] = {}  # by shard: the descriptor of that memory, until it is
 
-    def attach(self, shard: int, descriptor: int) -> None:
-        """Map this server's parameters (ProtocolError if the descriptor is no arena). Takes over the descriptor."""
-        if shard in self._stamps:
+    def attach(self, shard: int, server: int, descriptor: int) -> None:
+        """Have this server's memory as the shard's (ProtocolError if it is no arena). Takes over the descriptor."""
+        if shard < 0 or self._servers.get(shard) == server:
             os.close(descriptor)
-            return  # it answered twice
+            return  # it answered twice, or too late
+        if shard in self._next:
+            os.close(self._next.pop(shard))
+        self._servers[shard], self._next[shard] = server, descriptor
+        if shard not in self._stamps:
+            self.look_at(shard)
+
+    def look_at(self, shard: int) -> None:
+        """Map the parameters of the server that was attached last, if they are not yet. Only while nobody computes."""
+        descriptor = self._next.pop(shard, None)
+        if descriptor is None:
+            return
         page = Range(shard * PAGE_BYTES, (shard + 1) * PAGE_BYTES)
         again = os.dup(descriptor)
         try:
@@ -43,9 +60,9 @@ class SharedMemory:
         self.region.place(again, page)
         self._stamps[shard] = np.frombuffer(self.region.memory, np.int64, 1, page.start)
 
-    def attached(self, shard: int) -> bool:
+    def attached(self, server: int) -> bool:
         """Whether this server's blocks are read and written here."""
-        return shard in self._stamps
+        return server in self._servers.values()
 
     def stamp(self, shard: int) -> int:
         """Odd while the shard's parameters change; grows with every change."""
@@ -71,6 +88,9 @@ class SharedMemory:
 
     def close(self) -> None:
         """Parameters that a model still uses stay as they are now, whatever the servers do."""
+        for descriptor in self._next.values():
+            os.close(descriptor)
+        self._next.clear()
         self.region.detach()
 
 

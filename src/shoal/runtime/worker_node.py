@@ -63,11 +63,15 @@ class WorkerNode(Node):
         self.event(s.Snapshot(path))
 
     def near(self) -> tuple[int, ...]:
-        """The servers that this worker shares memory with (StartupError for one that it cannot, but must)."""
-        indices = range(len(self.session.servers))
-        peers = {index: self.peers.get(server_name(index)) for index in indices}  # None: it is being dialled again
-        near = tuple(index for index, peer in peers.items() if peer is not None and peer.connection.shares_memory)
-        far = [f"{server_name(index)} ({self.session.servers[index]})" for index in indices if index not in near]
+        """The shards whose servers this worker shares memory with (StartupError for one that it cannot, but must)."""
+        placed, servers = self.session.placed, self.session.servers
+        peers = {shard: self.peers.get(server_name(server)) for shard, server in enumerate(servers)}
+        near = tuple(shard for shard, peer in peers.items() if peer is not None and peer.connection.shares_memory)
+        far = [
+            f"{server_name(server)} ({placed.address(server) if placed else ''})"
+            for shard, server in enumerate(servers)
+            if shard not in near  # or it is being dialled again
+        ]
         if far and self.job.transport == "shm":
             raise errors.StartupError(
                 f"{self.name} cannot share memory with {', '.join(far)}: not on this host, another user's, or started "
@@ -121,8 +125,10 @@ class WorkerNode(Node):
 
     def perform(self, effect: k.Effect) -> None:
         match effect:
-            case k.Dial(servers):
+            case k.Dial(servers) if self.session.spec is None and self.answer is not None:
                 self._start(self._dial(servers))
+            case k.Dial(servers):
+                self.keep(self._addresses(servers))  # others lead some shards now
             case k.Seeding(seed=True) if self.answer is not None and self.session.parked == "start":
                 self.seed()  # whoever was to seed is gone: the thread already waits for parameters
             case k.Failed(kind, text):
@@ -151,6 +157,8 @@ class WorkerNode(Node):
         self.progress.of(self.session)
 
     def unreachable(self, name: str, error: ShoalError) -> None:
+        if self.job.replicas > 1 and name != COORDINATOR:
+            return  # another server takes its place, or the coordinator ends the job
         self.fail(errors.JobError(f"{name} is gone: {error}"))
 
     def log(self, text: str) -> None:
@@ -170,15 +178,19 @@ class WorkerNode(Node):
             answer, self.answer = self.answer, None
             answer.set_result(effect)
 
-    async def _dial(self, servers: Sequence[str]) -> None:
+    def _addresses(self, servers: Sequence[tuple[int, str]]) -> dict[str, str]:
+        """How to reach these servers, by name."""
+        tcp = self.job.transport == "tcp"
+        return {server_name(index): address.split(ALTERNATIVE)[-1] if tcp else address for index, address in servers}
+
+    async def _dial(self, servers: Sequence[tuple[int, str]]) -> None:
         name = worker_name(self.session.worker)
         try:
             if self.name != name:  # it asked for any rank: the coordinator must know it by the one it got
                 self.name = name
                 await self.dial(COORDINATOR, self._dialled[COORDINATOR])
-            for index, address in enumerate(servers):
-                ways = address.split(ALTERNATIVE)
-                await self.dial(server_name(index), ways[-1] if self.job.transport == "tcp" else address)
+            for server, address in self._addresses(servers).items():
+                await self.dial(server, address)
         except ShoalError as error:
             self.fail(error)
             return
@@ -196,18 +208,20 @@ class WorkerNode(Node):
 
     def take(self, source: str, message: m.Message, delivered: bool) -> None:
         match message:
-            case m.Parameters(shard=shard) if self.shared is not None and self.shared.attached(shard):
+            case m.Parameters(server=server, stamp=stamp) if self.shared is not None and stamp:
+                if not self.shared.attached(server):
+                    return
                 if self.session.admits(message):
                     message = self._copied(message, self.shared)
             case m.Parameters() if not delivered:
                 return
-            case m.Attached(shard=shard):
+            case m.Attached(server=server):
                 descriptor = self.peers[source].connection.take_file()
                 if descriptor is None or self.shared is None:
                     if descriptor is not None:
                         os.close(descriptor)
                     raise ProtocolError(f"{source} agreed to share memory and sent none along")
-                self.shared.attach(shard, descriptor)
+                self.shared.attach(self.session.shard_of(server), server, descriptor)
         self.event(k.Received(source, message))
         self.progress.of(self.session)
 
@@ -215,13 +229,15 @@ class WorkerNode(Node):
         """Take parameters out of shared memory, unless they are used where they lie; Moved if they changed."""
         assert self.session.spec is not None
         every = cut(self.session.spec)
+        shard = self.session.shard_of(message.server)
+        shared.look_at(shard)
         for block in message.blocks:
             if not self._in_place[every[block].tensor]:
                 self._slice(self.parameters, block)[:] = shared.parameter_block(block)
-        if self.session.still or shared.stamp(message.shard) == message.stamp:
+        if self.session.still or shared.stamp(shard) == message.stamp:
             return message
         # Torn: a stamp that is odd, or has grown.
-        return m.Moved(message.shard, message.worker, message.incarnation, message.version, message.version + 1)
+        return m.Moved(message.server, message.worker, message.incarnation, message.version, message.version + 1)
 
     def _slice(self, arrays: Sequence[Bytes] | Mapping[int, Bytes], block: int) -> memoryview:
         """The bytes of one block in its tensor's array."""

@@ -17,7 +17,7 @@ from shoal.wire import messages as m
 
 FIGURES = (
     "events", "commits", "crashes", "frozen", "fenced", "lost", "duplicated", "ghosts", "forged", "breaks", "falls",
-    "silent", "stopped",
+    "losses", "silent", "stopped",
 )  # fmt: skip
 
 
@@ -65,6 +65,7 @@ def _figures(worlds: list[World]) -> Counter[str]:
             forged=figures.forged,
             breaks=figures.breaks,
             falls=figures.falls,
+            losses=figures.losses,
             silent=figures.silent,
             stopped=figures.stopped,
         )

@@ -143,7 +143,7 @@ def applied_in_order(trace: t.Trace, fact: t.Fact) -> Complaint:
     """A shard skips no entry that changes parameters, and applies none twice."""
     match fact:
         case t.Performed(shard=shard, task=k.Seed(seq=seq) | k.Apply(seq=seq)):
-            last = trace.applied[shard]
+            last = trace.applied.get(shard, seq - 1)  # who came later took over at some version
             if seq <= last:
                 return f"server {shard} applies commit {seq} after commit {last}"
             skipped = [entry.seq for entry in trace.log[last : seq - 1] if entry.contributors]
@@ -179,6 +179,16 @@ def seen_cut(trace: t.Trace, fact: t.Fact) -> Complaint:
             if len(states) < len(trace.states[0]):
                 return f"worker {worker} goes on without having received all blocks"
             return _differing(trace, version, states, f"worker {worker}, told that it has version {version},")
+    return None
+
+
+# --- Replicated: what is in the log, every replica can apply on its own ------------------------------
+
+
+def held_everywhere(trace: t.Trace, fact: t.Fact) -> Complaint:
+    match fact:
+        case t.Entered(seq=seq, lacking=lacking) if lacking:
+            return f"commit {seq} entered the log, but servers {list(lacking)} do not hold its sum"
     return None
 
 
@@ -282,6 +292,7 @@ INVARIANTS: tuple[tuple[str, Invariant, tuple[type[object], ...]], ...] = (
     ("Atomic", one_log, (t.Said,)),
     ("Atomic", same_entry, (t.Performed,)),
     ("Atomic", whole_contributions, (t.Performed,)),
+    ("Replicated", held_everywhere, (t.Entered,)),
     ("Quorum", rules.only_ready, (t.Said,)),
     ("Quorum", rules.enough_workers, (t.Said,)),
     ("Quorum", rules.fair_weights, (t.Said,)),

@@ -7,9 +7,10 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from shoal.core import machine as k
+from shoal.core.coordinator import RUNNING
 from shoal.sim import trace as t
 from shoal.sim.frozen import FOR_GOOD, PATIENCE_MS
-from shoal.sim.scenario import Crash, Cut, Fall, Freeze
+from shoal.sim.scenario import Crash, Cut, Fall, Freeze, Loss
 from shoal.vocabulary import COORDINATOR, Weighted, node_number, server_name
 from shoal.wire import messages as m
 
@@ -41,6 +42,8 @@ class Mishaps:
             self._world.at(freeze.at_ms, partial(self._freeze, freeze))
         for fall in scenario.falls:
             self._world.at(fall.at_ms, partial(self._fall, fall))
+        for loss in scenario.losses:
+            self._world.at(loss.at_ms, partial(self._lose, loss))
         if scenario.links.ghost_chance:
             self._world.after(FORGERY_MS, self._forge)
 
@@ -62,13 +65,33 @@ class Mishaps:
             wait = crash.restart_after_ms or 30
             self._world.relaunch(crash.rank, (wait, wait))
 
+    def _lose(self, loss: Loss) -> None:
+        """SIGKILL of a server whose shard others have, too."""
+        world = self._world
+        living = list(world.servers)
+        if not living or world.headless or world.coordinator.phase != RUNNING:
+            return
+        server = living[loss.position % len(living)]
+        if not world.servers.has_heir(server):
+            return
+        world.figures.losses += 1
+        world.line(server.name, "", "is killed")
+        world.servers.kill(server)
+        if not loss.silent:
+            for peer in self._peers():
+                world.after(NOTICE_MS, partial(self._notice, peer, k.Lost(server.name)))
+        if loss.replaced_after_ms is not None:
+            world.after((loss.replaced_after_ms, loss.replaced_after_ms), partial(world.servers.start, 50))
+
     def _fall(self, fall: Fall) -> None:
         """The coordinator is killed; everybody loses it, and finds the one that takes its place."""
         world = self._world
         if world.headless or world.frozen.until(COORDINATOR, world.now) is not None or not world.begun:
             return
+        if not world.recoverable:
+            return  # a second fault, before the first one is over
         world.fall()
-        nodes = [*(life.name for life in world.lives.values()), *(server_name(item.index) for item in world.servers)]
+        nodes = [*(life.name for life in world.lives.values()), *(server.name for server in world.servers)]
         for node in nodes:
             world.after(NOTICE_MS, partial(self._notice, node, k.Lost(COORDINATOR)))
         world.at(world.now + fall.back_after_ms, self._rise)
@@ -76,7 +99,7 @@ class Mishaps:
     def _rise(self) -> None:
         world = self._world
         world.rise()
-        nodes = [*(life.name for life in world.lives.values()), *(server_name(item.index) for item in world.servers)]
+        nodes = [*(life.name for life in world.lives.values()), *(server.name for server in world.servers)]
         for node in nodes:
             world.after(FOUND_MS, partial(self._notice, node, k.Regained(COORDINATOR)))
 
@@ -110,20 +133,23 @@ class Mishaps:
             case "coordinator":
                 self._world.step_coordinator(event)
             case "server":
-                self._world.step_server(self._world.servers[int(number)], event)
+                self._world.servers.step(self._world.servers[int(number)], event)
             case _:
                 if (life := self._world.lives.get(int(number))) is not None:
                     self._world.step_session(life, event)
                     self._world.resume(life)
 
     def _peers(self) -> list[str]:
-        return [COORDINATOR, *(server_name(server.index) for server in self._world.servers)]
+        return [COORDINATOR, *(server.name for server in self._world.servers)]
 
     def _forge(self) -> None:
         """A coordinator of an older epoch speaks up: nothing may come of it."""
         if self._world.now > 2 * self._world.scenario.heals_at_ms:
             return
-        server = self._rng.choice(self._world.servers)
+        living = list(self._world.servers)
+        if not living:
+            return
+        server = self._rng.choice(living)
         shard, older = server.shard, server.shard.epoch - 1
         if shard.spec is not None and shard.version > 0:
             self._world.figures.forged += 1

@@ -16,6 +16,7 @@ from shoal.vocabulary import Dataset, PolicySpec, TableSpec, TensorSpec
 LIMITS = Limits(
     tick_ms=20,
     resend_ms=60,
+    fill_bytes_target=48,
     heartbeat_ms=100,
     lease_ms=700,
     grace_ms=120,
@@ -52,6 +53,19 @@ class Crash:
     rank: int
     silent: bool
     restart_after_ms: int | None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """SIGKILL of a server (one of those that live, by its position), and the start of another one a while later.
+
+    silent: its host vanished, so no connection breaks. Only while others have all of its shard.
+    """
+
+    at_ms: int
+    position: int
+    silent: bool
+    replaced_after_ms: int | None
 
 
 @dataclass(frozen=True)
@@ -112,6 +126,8 @@ class Scenario:
     cuts: tuple[Cut, ...]
     freezes: tuple[Freeze, ...]
     falls: tuple[Fall, ...]
+    losses: tuple[Loss, ...]
+    near_servers: bool  # backups read sums where the primary wrote them
     heals_at_ms: int
     paired: bool  # Deterministic is checked: run again under another network seed
 
@@ -151,9 +167,10 @@ def draw(seed: int) -> Scenario:
     started = count if paired or rng.random() < 0.6 else rng.randint(1, count)
     limits = PATIENT if paired else LIMITS
     links = _links(rng)
+    replicas = Random(f"replicas of {seed}").choice([1, 1, 2, 2, 2, 3])
     return Scenario(
         seed=seed,
-        job=Job(name=f"simulated-{seed}", workers=started, servers=servers, limits=limits),
+        job=Job(name=f"simulated-{seed}", workers=started, servers=servers, replicas=replicas, limits=limits),
         spec=_spec(rng, policy),
         workers=tuple(_habits(rng, rank, late=rank >= started, clocks=clocks, paired=paired) for rank in range(count)),
         clocks=clocks,
@@ -164,6 +181,8 @@ def draw(seed: int) -> Scenario:
         cuts=() if paired or links is CALM else _cuts(rng, count, servers),
         freezes=() if paired or links is CALM else _freezes(Random(f"freezes of {seed}"), count),
         falls=() if links is CALM else _falls(Random(f"falls of {seed}")),
+        losses=_losses(Random(f"losses of {seed}")) if replicas > 1 and not paired else (),
+        near_servers=Random(f"hosts of {seed}").random() < 0.5,
         heals_at_ms=rng.randint(800, 2400),
         paired=paired,
     )
@@ -261,6 +280,13 @@ def _cuts(rng: Random, workers: int, servers: int) -> tuple[Cut, ...]:
 def _falls(rng: Random) -> tuple[Fall, ...]:
     count = rng.choice([0, 0, 0, 1, 1, 2, 3])
     return tuple(Fall(rng.randint(100, 2000), rng.choice([5, 30, 150])) for _ in range(count))
+
+
+def _losses(rng: Random) -> tuple[Loss, ...]:
+    return tuple(
+        Loss(rng.randint(100, 2000), rng.randrange(12), rng.random() < 0.3, rng.choice([None, 20, 100, 400]))
+        for _ in range(rng.choice([0, 1, 1, 2, 3]))
+    )
 
 
 def _freezes(rng: Random, workers: int) -> tuple[Freeze, ...]:

@@ -83,6 +83,14 @@ class Saw:
 
 
 @dataclass(frozen=True)
+class Entered:
+    """An update has entered the log. lacking: servers that follow the log and do not hold its sum."""
+
+    seq: int
+    lacking: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Gone:
     """A worker's process ended. killed: it did not leave of its own will."""
 
@@ -107,8 +115,8 @@ class Ended:
     staged: Mapping[int, tuple[Contributor, ...]]
 
 
-Fact = Said | Told | Admitted | Performed | Freed | Published | Saw | Gone | Ended
-FACTS = (Said, Told, Admitted, Performed, Freed, Published, Saw, Gone, Ended)
+Fact = Said | Told | Admitted | Performed | Freed | Published | Saw | Entered | Gone | Ended
+FACTS = (Said, Told, Admitted, Performed, Freed, Published, Saw, Entered, Gone, Ended)
 
 FORGED = -666.0  # a number that only messages of an older epoch carry
 
@@ -162,10 +170,14 @@ class Store:
     """
 
     spec: TableSpec
+    blocks: tuple[int, ...] = ()  # of the shard
     states: dict[int, int] = field(default_factory=dict)
     staged: dict[Contributor, dict[int, Mapping[int, Tag]]] = field(default_factory=dict)  # block -> where its tag lies
     lent: dict[tuple[int, int], Arena] = field(default_factory=dict)  # (worker, incarnation) -> its shared memory
-    stamp: int = 0
+    stamp: int = 2
+    sums: dict[int, WeightedTags] = field(default_factory=dict)  # memory that near backups read where it lies
+    held: tuple[dict[int, WeightedTags], tuple[int, ...]] = field(default_factory=lambda: ({}, ()))  # where, of what
+    fills: dict[m.Fill, States] = field(default_factory=dict)  # came, and are not loaded
     early: dict[Weighted, dict[int, Tag]] = field(default_factory=dict)  # combined before its commit, in order
 
     def stage(self, contributor: Contributor, blocks: Iterable[int], tags: Mapping[int, Tag]) -> None:
@@ -189,21 +201,46 @@ class Store:
     def perform(self, task: k.Task) -> tuple[tuple[int, tuple[float, ...]], ...]:
         """Run one task; returns what Done carries."""
         match task:
-            case k.CreateTable(spec=spec, shard=shard, shards=shards):
-                self.states = dict.fromkeys(owned(spec, shard, shards), 0)
-            case k.Seed(contributor=contributor):
-                combined = self._combined((Weighted(contributor, 1.0),))
+            case k.CreateTable(spec=spec, shard=shard, shards=shards, absent=absent):
+                self.blocks = owned(spec, shard, shards)
+                self.states = {} if absent else dict.fromkeys(self.blocks, 0)
+            case k.Seed(contributor=contributor, summed=summed):
+                combined = self._sum() if summed else self._combined((Weighted(contributor, 1.0),))
                 self.states = following(self.states, combined, (), ())
-            case k.Combine(contributors):
+            case k.Combine(contributors, held):
                 tags = self.tags(contributors)
+                combined = self._combined(contributors)
                 self.early = {item: tags[item.contributor] for item in contributors}
-            case k.Apply(contributors=contributors, rates=rates, factors=factors):
-                combined = self._combined(contributors)
+                self.sums.update(combined)
+                if held:
+                    self.hold(self.sums, tuple(block for block, parts in combined.items() if parts))
+            case k.Apply(contributors=contributors, rates=rates, factors=factors, summed=summed):
+                combined = self._sum() if summed else self._combined(contributors)
                 self.states = following(self.states, combined, rates, factors)
-            case k.Measure(phase=phase, contributors=contributors, factors=factors):
-                combined = self._combined(contributors)
+            case k.Measure(phase=phase, contributors=contributors, factors=factors, summed=summed):
+                combined = self._sum() if summed else self._combined(contributors)
                 return tuple(measured(self.spec, phase, self.states, combined, factors).items())
         return ()
+
+    def hold(self, memory: dict[int, WeightedTags], blocks: tuple[int, ...]) -> None:
+        """The sum that the next commit applies lies there."""
+        self.held = memory, blocks
+
+    def load(self, fill: m.Fill, wanted: bool) -> None:
+        states = self.fills.pop(fill, None)
+        if states is not None and wanted:
+            self.states.update(states)
+
+    @property
+    def checksum(self) -> int:
+        """Of all blocks; 0 while some are missing."""
+        if len(self.states) < len(self.blocks):
+            return 0
+        return hash(tuple(sorted(self.states.items()))) & 0xFFFFFFFF | 1
+
+    def _sum(self) -> dict[int, WeightedTags]:
+        memory, blocks = self.held
+        return {block: memory.get(block, ()) if block in blocks else () for block in self.states}
 
     def _combined(self, contributors: tuple[Weighted, ...]) -> dict[int, WeightedTags]:
         tags = self.tags(contributors)
@@ -222,15 +259,16 @@ class Trace:
     """The history so far. An invariant sees it as it was before the fact in question."""
 
     spec: TableSpec
-    shards: int
+    servers: int  # that the job begins with
     log: list[m.Commit] = field(default_factory=list)  # the coordinator's, by seq - 1
     committed: dict[Contributor, int] = field(default_factory=dict)  # -> seq
     finished: dict[Contributor, dict[int, Tag]] = field(default_factory=dict)  # what each step pushed
     ready: dict[Contributor, m.Ready] = field(default_factory=dict)  # as the coordinator received it
     offers: dict[Contributor, tuple[m.Ready, set[int]]] = field(default_factory=dict)  # and shards that lack blocks
+    chains: tuple[tuple[int, ...], ...] = ()  # by shard its servers, as everybody was told last
     fenced: dict[int, int] = field(default_factory=dict)  # worker -> incarnations up to this one
     welcomed: dict[int, int] = field(default_factory=dict)  # worker -> its last incarnation
-    applied: list[int] = field(default_factory=list)  # by shard: the last seq whose task ran
+    applied: dict[int, int] = field(default_factory=dict)  # by server: the last seq whose task ran
     freed: set[tuple[int, Contributor]] = field(default_factory=set)
     states: list[dict[int, int]] = field(default_factory=list)  # by version: the one right state
     killed: set[tuple[int, int]] = field(default_factory=set)
@@ -238,7 +276,7 @@ class Trace:
 
     def __post_init__(self) -> None:
         self.books = Books(self.spec)
-        self.applied = [0] * self.shards
+        self.applied = dict.fromkeys(range(self.servers), 0)
         self.states = [dict.fromkeys(range(len(cut(self.spec))), 0)]
 
     def remember(self, fact: Fact) -> None:
@@ -257,12 +295,15 @@ class Trace:
                 self.committed.update({item.contributor: commit.seq for item in commit.contributors})
                 for worker, incarnation in commit.fences:
                     self.fenced[worker] = max(incarnation, self.fenced.get(worker, -1))
-            case Said(message=m.Welcome(worker=worker, incarnation=incarnation)):
+            case Said(message=m.Placed(chains=chains)):
+                self.chains = chains
+            case Said(message=m.Welcome(worker=worker, incarnation=incarnation, placed=placed)):
+                self.chains = placed.chains
                 self.welcomed[worker] = max(incarnation, self.welcomed.get(worker, -1))
             case Told(message=m.Ready() as ready):
                 self.ready.setdefault(ready.contributor, ready)
-            case Told(message=m.Offer(ready=ready, blocks=blocks)):
-                self.offers[ready.contributor] = ready, {shard for shard, count in enumerate(blocks) if count}
+            case Told(message=m.Offer(ready=ready)):
+                self.offers[ready.contributor] = ready, {shard for shard, count in enumerate(ready.blocks) if count}
             case Performed(shard=shard, task=k.Seed(seq=seq) | k.Apply(seq=seq)):
                 self.applied[shard] = seq
             case Freed(shard=shard, contributors=contributors):
@@ -287,7 +328,9 @@ class Trace:
     def _completed(self, complete: m.Complete) -> None:
         """An offer is as good as Ready once all shards say so."""
         ready, lacking = self.offers.get(complete.contributor, (None, set[int]()))
-        lacking.discard(complete.shard)
+        lacking.difference_update(
+            shard for shard, chain in enumerate(self.chains) if chain and chain[0] == complete.server
+        )
         if ready is not None and not lacking:
             self.books.told(ready)
             self.ready.setdefault(ready.contributor, ready)

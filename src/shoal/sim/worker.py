@@ -43,6 +43,8 @@ class Life:
     contribution: Contributor | None = None  # finished, and not settled yet
     computations: int = 0
     steps: int = 0
+    mapped: dict[int, int] = field(default_factory=dict)  # shard -> the server whose memory it reads
+    reached: set[int] = field(default_factory=set)  # servers
     over: bool = False
 
     @property
@@ -62,6 +64,10 @@ class Life:
     def computes(self) -> bool:
         """Whether its training thread uses the parameters now."""
         return self.session.version > 0 and self.session.parked not in (*RECEIVING, "leave")
+
+    def computes_on(self, server: int) -> bool:
+        """Whether its training thread uses this server's memory now."""
+        return self.reads_in_place and self.computes and server in self.mapped.values()
 
     def command(self, command: object) -> None:
         self.act(self, command)

@@ -10,40 +10,35 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from random import Random
 
 from shoal.core import machine as k
-from shoal.core import shard as sh
 from shoal.core.coordinator import RUNNING, Coordinator
 from shoal.core.recovery import valid
 from shoal.core.session import Session
 from shoal.core.shard import Shard
-from shoal.errors import ProtocolError
 from shoal.sim import trace as t
 from shoal.sim.faults import Network
 from shoal.sim.frozen import FOR_GOOD, Frozen
 from shoal.sim.invariants import Violation, check
 from shoal.sim.mishaps import Mishaps
 from shoal.sim.scenario import Scenario
+from shoal.sim.servers import REACHED_MS, Payload, Servers
 from shoal.sim.transcript import Line
 from shoal.sim.worker import Life, Thread, Wish
-from shoal.vocabulary import COORDINATOR, Contributor, Weighted, server_name, worker_name
+from shoal.vocabulary import COORDINATOR, Contributor, server_name
 from shoal.wire import messages as m
 
 DEADLINE_MS = 60_000  # from the last fault to the end of the job
 EVENTS_MAX = 200_000
-TASK_MS = (0, 12)
 MANIFEST_MS = (1, 20)
-WRITE_MS = (1, 200)
 RELAUNCH_MS = (1, 40)  # until the launcher restarts a worker that was declared dead
 GHOSTS_PER_DEATH = 12
 LINES_MAX = 60
 
-Tags = dict[int, t.Tag]
-Payload = Tags | dict[int, int]  # of Stage, by block | of Parameters, by block
 
 
 @dataclass(frozen=True)
@@ -53,16 +48,6 @@ class Machines:
     coordinator: Callable[..., Coordinator] = Coordinator
     shard: Callable[..., Shard] = Shard
     session: Callable[..., Session] = Session
-
-
-@dataclass
-class Server:
-    """A server process: its machine and its store."""
-
-    index: int
-    shard: Shard
-    store: t.Store
-    gone: bool = False  # it gave up
 
 
 @dataclass
@@ -77,6 +62,7 @@ class Figures:
     fenced: int = 0
     forged: int = 0
     falls: int = 0
+    losses: int = 0
     breaks: int = 0
 
 
@@ -96,12 +82,8 @@ class World:
         self.figures = Figures()
         self.lines: deque[Line] = deque(maxlen=lines_max)
         self.network = Network(scenario, seed=hash((scenario.seed, network_seed)))
-        self.trace = t.Trace(scenario.spec, scenario.job.servers)
+        self.trace = t.Trace(scenario.spec, scenario.job.servers * scenario.job.replicas)
         self.coordinator = self.machines.coordinator(scenario.job)
-        self.servers = [
-            Server(index, self.machines.shard(index, scenario.job.limits), t.Store(scenario.spec))
-            for index in range(scenario.job.servers)
-        ]
         self.lives: dict[int, Life] = {}
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
         self._count = 0
@@ -110,11 +92,12 @@ class World:
         self.headless = False  # there is none
         self.starting = 0  # workers that will come yet
         self._stopped = False  # for want of a server
-        self._heard_at: dict[str, int] = {server_name(server.index): 0 for server in self.servers}
+        self.heard_at: dict[str, int] = {}  # by server: its last sign of life that arrived
         self.frozen = Frozen(scenario.job.limits.lease_ms)
         self._wishes: dict[int, tuple[Thread, Wish]] = {}  # by nonce
         self.last_words: dict[int, deque[tuple[str, m.Message, Payload]]] = {}  # by nonce
         self._rng = Random(hash((scenario.seed, network_seed, 7)))
+        self.servers = Servers(self, self._rng)
 
     def run(self) -> None:
         """Run to the end of the job (Violation if an invariant does not hold)."""
@@ -127,7 +110,7 @@ class World:
             self.figures.events += 1
             action()
         if not self._stopped:
-            self._note(t.Ended({server.index: tuple(server.store.staged) for server in self.servers}))
+            self.note(t.Ended({server.index: tuple(server.store.staged) for server in self.servers}))
 
     # --- the coordinator's end, and another one's beginning ----------------------------------------
 
@@ -136,18 +119,28 @@ class World:
         """Whether the log has an entry, so that there is something to take over."""
         return bool(self.trace.log)
 
+    @property
+    def recoverable(self) -> bool:
+        """Whether the servers that live know all that some worker has seen of the log."""
+        return self._known() >= max((life.session.version for life in self.lives.values()), default=0)
+
+    def _known(self) -> int:
+        """The last entry that some server has, and all before it."""
+        entries: list[m.Commit] = []
+        placed = [self.servers[index].shard for index in self._placed]
+        for shard in [shard for shard in placed if shard.replica.follows]:
+            entries += [*shard.pending.values(), *(kept.commit for kept in shard.kept.values())]
+            entries += [shard.progress.commit] if shard.progress is not None else []
+        last, known = max(shard.version for shard in placed), valid(entries)
+        return next(seq for seq in itertools.count(last) if seq + 1 not in known)
+
     def fall(self) -> None:
         """The coordinator is gone. An entry that reached no shard never happened."""
         self.figures.falls += 1
         self.headless = True
         self.reign += 1
         self.line(COORDINATOR, "", "is killed")
-        entries: list[m.Commit] = []
-        for server in self.servers:
-            entries += [*server.shard.pending.values(), *(kept.commit for kept in server.shard.kept.values())]
-            entries += [server.shard.progress.commit] if server.shard.progress is not None else []
-        last, known = max(server.shard.version for server in self.servers), valid(entries)
-        self.trace.forget(next(seq for seq in itertools.count(last) if seq + 1 not in known))
+        self.trace.forget(self._known())
 
     def rise(self) -> None:
         """A coordinator of the next epoch begins."""
@@ -175,12 +168,9 @@ class World:
 
     def _prepare(self) -> None:
         scenario = self.scenario
-        tick_ms = scenario.job.limits.tick_ms
         self.at(0, self._tick_coordinator)
-        for server in self.servers:
-            self.at(self._rng.randint(0, tick_ms), partial(self._tick_server, server))
-            opened = sh.Open(f"simulated:{server.index}", pid=100 + server.index)
-            self.at(self._rng.randint(0, 50), partial(self.step_server, server, opened))
+        for _ in range(scenario.job.servers * scenario.job.replicas):
+            self.servers.start(within_ms=50)
         for habits in scenario.workers:
             self.starting += 1
             self.at(habits.joins_at_ms, partial(self._start, habits.rank))
@@ -194,9 +184,15 @@ class World:
             and not self.headless
             and self.coordinator.phase == RUNNING
             and not self.coordinator.membership.members
-            and all(server.shard.version == len(self.trace.log) for server in self.servers)
+            and all(self.servers[index].shard.version == len(self.trace.log) for index in self._placed)
             and all(server.shard.running is None and not server.shard.writing for server in self.servers)
+            and not any(self.servers[index].gone for index in self.coordinator.membership.servers)
         )
+
+    @property
+    def _placed(self) -> list[int]:
+        """Servers that follow the log."""
+        return [index for index in self.coordinator.replicas.servers if not self.servers[index].gone]
 
     def _state(self) -> str:
         sessions = ", ".join(
@@ -206,7 +202,7 @@ class World:
         shards = ", ".join(f"server/{server.index} is at version {server.shard.version}" for server in self.servers)
         return f"the coordinator waits for {self.coordinator.waiting!r}; {sessions or 'no worker lives'}; {shards}"
 
-    def _note(self, fact: t.Fact) -> None:
+    def note(self, fact: t.Fact) -> None:
         check(self.trace, fact)
         self.trace.remember(fact)
 
@@ -214,7 +210,7 @@ class World:
 
     def must_be_deserted(self) -> None:
         """The coordinator is stopped for good, and everybody has had the time to notice."""
-        waiting = [server_name(server.index) for server in self.servers if not server.gone]
+        waiting = [server.name for server in self.servers]
         waiting += [life.name for life in self.lives.values() if life.session.incarnation >= 0]
         if waiting:
             raise Violation("Progress", f"{', '.join(waiting)} still waits for a coordinator that is stopped for good")
@@ -227,12 +223,6 @@ class World:
         self.step_coordinator(k.Tick())
         self.at(self.now + self.scenario.job.limits.tick_ms, self._tick_coordinator)
 
-    def _tick_server(self, server: Server) -> None:
-        if server.gone:
-            return
-        self.step_server(server, k.Tick())
-        self.at(self.now + self.scenario.job.limits.tick_ms, partial(self._tick_server, server))
-
     def _tick_worker(self, life: Life) -> None:
         if not life.over and not self.put_off(life.name, partial(self._tick_worker, life), first=True):
             self.step_session(life, k.Tick())
@@ -244,11 +234,21 @@ class World:
             return
         if self.put_off(COORDINATOR, partial(self.step_coordinator, event)):
             return
-        for effect in self.coordinator.step(event, self.now):
+        learning = self.coordinator.recovery.accounts is None
+        self.chains_before = [list(chain) for chain in self.coordinator.replicas.chains]
+        self.filling_before = set(self.coordinator.replicas.filling)
+        effects = self.coordinator.step(event, self.now)
+        learnt = learning and self.coordinator.recovery.accounts is not None
+        if learnt and self.coordinator.log.since < len(self.trace.log):
+            # Entries that only a server had that did not answer in time never happened: a second fault at once.
+            self.trace.forget(self.coordinator.log.since)
+        for effect in effects:
             match effect:
                 case k.Send(to=to, message=message):
-                    self._note(t.Said(to, message))
-                    self._send(COORDINATOR, to, message)
+                    if isinstance(message, m.Commit) and message.seq == len(self.trace.log) + 1:
+                        self._entered(message)
+                    self.note(t.Said(to, message))
+                    self.send(COORDINATOR, to, message)
                 case k.Manifest(version=version):
                     self.line(COORDINATOR, "", effect)
                     recorded = partial(self.step_coordinator, k.Recorded(version))
@@ -263,51 +263,25 @@ class World:
     def _halted(self, reason: str) -> None:
         """The coordinator gave up: right only when a server was silent for too long, as faults may have it."""
         limits = self.scenario.job.limits
-        if self.reign > 1 and not self.trace.log:
-            self.line(COORDINATOR, "", f"gives up: {reason}")
-            self.figures.stopped += 1
-            self._stopped = True
-            return
-        silent = [name for name, heard in self._heard_at.items() if self.now - heard >= limits.lease_ms]
-        if not silent and not any(server.gone for server in self.servers):
+        silent = [name for name, heard in self.heard_at.items() if self.now - heard >= limits.lease_ms]
+        lost = [server.index for server in self.servers.every if server.gone or server.name in silent]
+        chains = [chain for shard, chain in enumerate(self.chains_before) if shard in self.coordinator.replicas.lost]
+        seen = max((life.session.version for life in self.lives.values()), default=0)
+        twice = self.reign > 1 and self.scenario.cuts and seen > self.coordinator.log.version  # two faults at once
+        early = self.reign > 1 and not self.trace.log
+        lacking = not lost or any(set(chain) - set(lost) - self.filling_before for chain in chains)
+        if lacking and not early and not twice:
             raise Violation("Progress", f"the coordinator gave up: {reason}")
         self.line(COORDINATOR, "", f"gives up: {reason}")
         self.figures.stopped += 1
         self._stopped = True
 
-    def step_server(self, server: Server, event: object) -> None:
-        name = server_name(server.index)
-        if server.gone:
-            return
-        for effect in server.shard.step(event, self.now):
-            match effect:
-                case k.Send(to=to, message=message):
-                    self._send(name, to, message)
-                case k.Publish():
-                    self._publish(server, effect)
-                case k.Run(task=task):
-                    self.line(name, "", task)
-                    self._run(server, task)
-                case k.Hurry():
-                    self.line(name, "", effect)
-                case k.Write(seq=seq, path=path):
-                    self.line(name, "", effect)
-                    self.after(WRITE_MS, partial(self.step_server, server, k.Written(seq, f"{path}/{seq}")))
-                case k.Free(contributors=contributors):
-                    self.line(name, "", effect)
-                    self._note(t.Freed(server.index, contributors))
-                    server.store.free(contributors)
-                case k.Halt(reason=reason) if not self.frozen.may_give_up(name, self.now):
-                    raise Violation("Progress", f"{name} gave up: {reason}")
-                case k.Halt(reason=reason):
-                    self.line(name, "", f"gives up: {reason}")
-                    self.figures.silent += 1
-                    server.gone = True
-                    self.step_coordinator(k.Lost(name))
-                case k.Log():
-                    self.line(name, "", effect)
-                case other:
-                    raise TypeError(f"a shard has no effect {other!r}")
+    def _entered(self, commit: m.Commit) -> None:
+        """An update enters the log: with replicas, each of them must hold its sum."""
+        if commit.contributors and self.scenario.job.replicas > 1:
+            placed = [self.servers[index] for index in self.coordinator.log.servers]
+            lacking = [server.index for server in placed if server.shard.replica.sum != commit.contributors]
+            self.note(t.Entered(commit.seq, tuple(index for index in lacking if not self.servers[index].gone)))
 
     def step_session(self, life: Life, event: object) -> None:
         if life.over:
@@ -319,7 +293,7 @@ class World:
                     blocks = message.blocks if isinstance(message, m.Stage) else ()
                     tags = life.arena if life.habits.near else {block: life.gradients[block] for block in blocks}
                     self.last_words[life.nonce].append((to, message, tags))
-                    self._send(life.name, to, message, tags)
+                    self.send(life.name, to, message, tags)
                 case k.Fresh(version=version, clock=clock, committed=committed):
                     self.line(life.name, "", effect)
                     self._saw(life, version, clock, finished, committed)
@@ -333,24 +307,38 @@ class World:
                     self._failed(life, kind, text)
                 case k.Log():
                     self.line(life.name, "", effect)
+                case k.Dial(servers):
+                    self.line(life.name, "", effect)
+                    life.letters.append(effect)
+                    for server, _ in servers:
+                        if server not in life.reached and not self.servers[server].gone:
+                            found = k.Regained(server_name(server), near=life.habits.near)
+                            self.after(REACHED_MS, partial(self._reached, life, server, found))
                 case other:
                     self.line(life.name, "", other)
                     life.letters.append(other)
+
+    def _reached(self, life: Life, server: int, found: k.Regained) -> None:
+        if not life.over and not self.put_off(life.name, partial(self._reached, life, server, found)):
+            life.reached.add(server)
+            self.step_session(life, found)
+            self.resume(life)
 
     def _seen_by(self, life: Life) -> dict[int, int]:
         """The parameters that the worker goes on with."""
         if not life.reads_in_place:
             return dict(life.parameters)
-        return {block: state for server in self.servers for block, state in server.store.states.items()}
+        memories = [self.servers[index].store.states for index in life.mapped.values()]
+        return {block: state for states in memories for block, state in states.items()}
 
     def _saw(self, life: Life, version: int, clock: int, finished: Contributor | None, committed: bool) -> None:
         life.contribution = None
         states = self._seen_by(life)
-        self._note(t.Saw(*life.identity, version, clock, finished, committed, states, life.reads_in_place))
+        self.note(t.Saw(*life.identity, version, clock, finished, committed, states, life.reads_in_place))
 
     # --- messages -------------------------------------------------------------------------------
 
-    def _send(self, source: str, target: str, message: m.Message, payload: Payload | None = None) -> None:
+    def send(self, source: str, target: str, message: m.Message, payload: Payload | None = None) -> None:
         arrivals = self.network.arrivals(source, target, self.now)
         self.line(source, target, message, "" if arrivals else "lost")
         led = COORDINATOR in (source, target)
@@ -366,23 +354,18 @@ class World:
     def arrive(self, source: str, target: str, message: m.Message, payload: Payload) -> None:
         received = k.Received(source, message)
         self.frozen.arrived(source, target, self.now)
-        if source in self._heard_at and isinstance(message, m.Heartbeat | m.Register):
-            self._heard_at[source] = self.now
+        if source in self.heard_at and isinstance(message, m.Heartbeat | m.Register):
+            self.heard_at[source] = self.now
         if self.put_off(target, partial(self.arrive, source, target, message, payload)):
             return
         kind, _, number = target.partition("/")
         match kind:
             case "coordinator":
                 if not self.headless:
-                    self._note(t.Told(source, message))
+                    self.note(t.Told(source, message))
                 self.step_coordinator(received)
             case "server":
-                server = self.servers[int(number)]
-                if isinstance(message, m.Stage):
-                    self._admit_stage(server, message, payload)
-                if isinstance(message, m.Attach) and isinstance(payload, t.Arena):
-                    server.store.lent[message.worker, message.incarnation] = payload
-                self.step_server(server, received)
+                self.servers.arrive(self.servers[int(number)], source, message, payload)
             case _:
                 life = self.lives.get(int(number))
                 if life is None:
@@ -394,64 +377,17 @@ class World:
 
     def _copy(self, life: Life, message: m.Parameters, payload: Payload) -> m.Message:
         """Let parameters land in a worker's memory; what is to be read where it lay may have moved."""
-        store = self.servers[message.shard].store
+        store = self.servers[message.server].store
+        if message.stamp:
+            life.mapped[life.session.shard_of(message.server)] = message.server
         if not message.stamp:
-            life.parameters.update(payload)  # type: ignore[arg-type]  # states, for Parameters
+            life.parameters.update(payload)
         elif not life.reads_in_place:
             if store.stamp != message.stamp:
-                return m.Moved(message.shard, message.worker, message.incarnation, message.version, message.version + 1)
+                who = (message.server, message.worker, message.incarnation)
+                return m.Moved(*who, message.version, message.version + 1)
             life.parameters.update({block: store.states[block] for block in message.blocks})
         return message
-
-    def _admit_stage(self, server: Server, message: m.Stage, payload: Payload) -> None:
-        try:
-            if server.shard.admits(message):
-                self._note(t.Admitted(server.index, message.contributor, server.shard.version))
-                server.store.stage(message.contributor, message.blocks, payload)  # type: ignore[arg-type]  # tags
-        except ProtocolError as error:
-            raise Violation("Progress", f"server/{server.index} refused a push: {error}") from None
-
-    def _publish(self, server: Server, effect: k.Publish) -> None:
-        """Send the blocks as they are now, in frames of random size."""
-        states = {block: server.store.states[block] for block in effect.blocks}
-        self._note(t.Published(server.index, effect, states))
-        near = server.shard.near.get(effect.worker) == effect.incarnation
-        size = self._rng.randint(1, max(1, len(effect.blocks)))
-        for first in range(0, len(effect.blocks), size):
-            blocks = effect.blocks[first : first + size]
-            stamp = server.store.stamp if near else 0
-            message = m.Parameters(server.index, effect.worker, effect.incarnation, effect.version, blocks, stamp)
-            payload = {} if near else {block: states[block] for block in blocks}
-            self._send(server_name(server.index), worker_name(effect.worker), message, payload)
-
-    def _run(self, server: Server, task: k.Task) -> None:
-        """Perform a task; its work is visible from its start or only at its end, by chance."""
-        server.store.stamp += isinstance(task, k.Seed | k.Apply)
-        if self._rng.random() < 0.5:
-            self.after(TASK_MS, partial(self._finish, server, task, self._perform(server, task)))
-        else:
-            self.after(TASK_MS, partial(self._finish, server, task, None))
-
-    def _finish(self, server: Server, task: k.Task, done: k.Done | None) -> None:
-        done = done or self._perform(server, task)
-        server.store.stamp += isinstance(task, k.Seed | k.Apply)
-        self.step_server(server, done)
-
-    def _perform(self, server: Server, task: k.Task) -> k.Done:
-        contributors: Iterable[Weighted] = ()
-        match task:
-            case k.Seed(contributor=contributor):
-                contributors = (Weighted(contributor, 1.0),)
-            case k.Measure(contributors=found) | k.Apply(contributors=found):
-                contributors = found
-        staged = server.store.tags(contributors)
-        result = server.store.perform(task)
-        if isinstance(task, k.Seed | k.Measure | k.Apply):
-            states = dict(server.store.states)
-            changes = states and isinstance(task, k.Seed | k.Apply)
-            onlookers = [life.identity for life in self.lives.values() if life.reads_in_place and life.computes]
-            self._note(t.Performed(server.index, task, staged, states, tuple(onlookers) if changes else ()))
-        return k.Done(task, result)
 
     # --- workers --------------------------------------------------------------------------------
 
@@ -505,7 +441,7 @@ class World:
         self.lives.pop(life.habits.rank, None)
         self.frozen.thaws.pop(life.name, None)
         self.line(life.name, "", how)
-        self._note(t.Gone(*life.identity, killed))
+        self.note(t.Gone(*life.identity, killed))
 
     def _failed(self, life: Life, kind: str, text: str) -> None:
         if kind == "FencedError" and not self.scenario.paired:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shoal.vocabulary import TableSpec
 from shoal.wire.message import Message
+from shoal.wire.replica import Placed
 
 # --- opening a connection ---------------------------------------------------------------------
 
@@ -33,7 +34,9 @@ class Register(Message, frozen=True, array_like=True, tag=True):
     server: int
     address: str
     pid: int
-    version: int = 0  # above 0 when the server has loaded a snapshot
+    version: int = 0  # above 0 when the server has loaded a snapshot, or has part in the job already
+    host: str = ""  # replicas of a shard are put on different ones
+    holds: int = -1  # the shard that it follows the log of
 
 
 class Registered(Message, frozen=True, array_like=True, tag=True):
@@ -50,7 +53,7 @@ class Welcome(Message, frozen=True, array_like=True, tag=True):
     worker: int
     incarnation: int
     nonce: int
-    servers: tuple[str, ...]  # addresses, by server index; empty while servers are missing
+    placed: Placed
     epoch: int = 1
 
 
@@ -61,14 +64,21 @@ class Declare(Message, frozen=True, array_like=True, tag=True):
 
 
 class Create(Message, frozen=True, array_like=True, tag=True):
+    """Hold this shard. replicated: others hold it, too, or may come to.
+
+    fresh: in its initial state, or that of the snapshot which the server has loaded; otherwise another server gives it.
+    """
+
     epoch: int
     spec: TableSpec
     shard: int
     shards: int
+    replicated: bool = False
+    fresh: bool = True
 
 
 class Created(Message, frozen=True, array_like=True, tag=True):
-    shard: int
+    server: int
     version: int
 
 
@@ -91,8 +101,8 @@ class Attach(Message, frozen=True, array_like=True, tag=True):
 
 
 class Attached(Message, frozen=True, array_like=True, tag=True):
-    """The shard shares the memory its parameters lie in; from now on Parameters carry no bytes."""
+    """The server shares the memory its parameters lie in; from now on Parameters carry no bytes."""
 
-    shard: int
+    server: int
     worker: int
     incarnation: int

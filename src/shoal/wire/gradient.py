@@ -14,7 +14,7 @@ class Stage(Message, frozen=True, array_like=True, tag=True):
 
 
 class Staged(Message, frozen=True, array_like=True, tag=True):
-    shard: int
+    server: int
     contributor: Contributor
     blocks: tuple[int, ...]
 
@@ -25,7 +25,7 @@ class Ready(Message, frozen=True, array_like=True, tag=True):
     samples: how many samples its mean gradient is over (its share when contributions combine);
     multiplier: factor for its gradient (1 / loss scale under GradScaler); void: the gradient is
     not to be used (overflow under GradScaler) though the samples were; whole: every block lies in
-    shared memory, and the servers that map it were sent no Stage.
+    shared memory, and the servers that map it were sent no Stage; blocks: how many it has, by shard.
     """
 
     contributor: Contributor
@@ -35,16 +35,16 @@ class Ready(Message, frozen=True, array_like=True, tag=True):
     multiplier: float = 1.0
     void: bool = False
     whole: bool = False
+    blocks: tuple[int, ...] = ()
 
 
 class Offer(Message, frozen=True, array_like=True, tag=True):
-    """The contribution will be ready once every server has staged so many blocks of it (by server index).
+    """The contribution will be ready once every server has staged its blocks of it.
 
     Nothing waits for it: Ready follows in any case, once the worker knows that they are staged.
     """
 
     ready: Ready
-    blocks: tuple[int, ...]
 
 
 class Await(Message, frozen=True, array_like=True, tag=True):
@@ -57,7 +57,7 @@ class Await(Message, frozen=True, array_like=True, tag=True):
 class Complete(Message, frozen=True, array_like=True, tag=True):
     """All blocks of the contribution that were awaited are staged."""
 
-    shard: int
+    server: int
     contributor: Contributor
 
 
@@ -97,7 +97,7 @@ class Commit(Message, frozen=True, array_like=True, tag=True):
 class Norms(Message, frozen=True, array_like=True, tag=True):
     """Partial results that a rule needs over the whole model: (block, values) of one phase."""
 
-    shard: int
+    server: int
     seq: int
     phase: str
     partials: tuple[tuple[int, tuple[float, ...]], ...]
@@ -113,8 +113,11 @@ class Factors(Message, frozen=True, array_like=True, tag=True):
 
 
 class Applied(Message, frozen=True, array_like=True, tag=True):
-    shard: int
+    """checksum: of some of the shard's blocks at this version, the same on every replica; 0: none was taken."""
+
+    server: int
     seq: int
+    checksum: int = 0
 
 
 class Released(Message, frozen=True, array_like=True, tag=True):
@@ -140,10 +143,10 @@ class Waiting(Message, frozen=True, array_like=True, tag=True):
 class Parameters(Message, frozen=True, array_like=True, tag=True):
     """Blocks at one version; the payload holds them one after the other in the worker's dtype.
 
-    Without payload they lie in the shard's arena, which bears this stamp as long as they do.
+    Without payload they lie in the server's arena, which bears this stamp, above 0, as long as they do.
     """
 
-    shard: int
+    server: int
     worker: int
     incarnation: int
     version: int
@@ -152,7 +155,7 @@ class Parameters(Message, frozen=True, array_like=True, tag=True):
 
 
 class Copied(Message, frozen=True, array_like=True, tag=True):
-    """The worker does not read the parameters of `version` in the shard's arena any more."""
+    """The worker does not read the parameters of `version` in the server's arena any more."""
 
     worker: int
     incarnation: int
@@ -169,9 +172,9 @@ class Pull(Message, frozen=True, array_like=True, tag=True):
 
 
 class Moved(Message, frozen=True, array_like=True, tag=True):
-    """The shard no longer has the version asked for: ask the coordinator for a new cut."""
+    """The server no longer has the version asked for: ask the coordinator for a new cut."""
 
-    shard: int
+    server: int
     worker: int
     incarnation: int
     asked: int

@@ -13,6 +13,10 @@ Who sends what to whom, in the order of a job's life:
     worker   -> coordinator  Offer               (a Ready ahead of its time: far workers save a round trip)
     coord.   -> server       Await               answered by  Complete
     coord.   -> server       Foresee             (a hint)
+    coord.   -> any          Placed              (which servers hold which shard)
+    coord.   -> server       Prepare             answered by  Held     (with replicas, before an update's Commit)
+    server   -> server       Forward + bytes     answered by  Held, to the coordinator
+    server   -> server       Fill + bytes        answered by  Filled; Whole, to the coordinator, once it is
     coord.   -> server       Commit              answered by  Applied (and Norms, which Factors answers)
     server   -> worker       Parameters + bytes  (where they lie in shared memory: answered by Copied)
     worker   -> server       Pull                answered by  Parameters | Moved
@@ -71,6 +75,7 @@ from shoal.wire.gradient import (
     Waiting,
 )
 from shoal.wire.message import Message
+from shoal.wire.replica import Fill, Filled, Forward, Held, Placed, Prepare, Whole
 from shoal.wire.succession import Introduce, Recover, Recovered, Resume, Resumed
 
 # --- samples ----------------------------------------------------------------------------------
@@ -112,7 +117,7 @@ class SnapshotRequest(Message, frozen=True, array_like=True, tag=True):
 
 
 class Saved(Message, frozen=True, array_like=True, tag=True):
-    shard: int
+    server: int
     seq: int
     file: str
     error: str = ""
@@ -157,6 +162,7 @@ class Heartbeat(Message, frozen=True, array_like=True, tag=True):
     received: int
     sent: int
     version: int = 0
+    view: int = 0  # the last Placed that the sender knows
 
 
 class Alive(Message, frozen=True, array_like=True, tag=True):
@@ -213,14 +219,15 @@ Any = (
     | Attach | Attached | Stage | Staged | Ready | Offer | Await | Complete | Foresee | Commit | Norms | Factors
     | Applied | Released | Waiting | Parameters | Copied | Pull | Moved | Refresh | LeaseRequest | Granted
     | SnapshotRequest | Saved | SnapshotDone | Leave | Left | Fenced | Stop | Heartbeat | Alive | Report
-    | StatusRequest | Status | Recover | Recovered | Introduce | Resume | Resumed
+    | StatusRequest | Status | Recover | Recovered | Introduce | Resume | Resumed | Placed | Prepare | Forward | Held
+    | Fill | Filled | Whole
 )  # fmt: skip
 
 __all__ = [
     "Accepted", "Alive", "Any", "Applied", "Attach", "Attached", "Await", "Block", "Commit", "Complete", "Copied",
-    "Create", "Created", "Declare", "Declared", "Factors", "Fenced", "Foresee", "Granted", "Heartbeat", "Hello",
-    "Introduce", "Join", "LeaseRequest", "Leave", "Left", "MemberStatus", "Message", "Moved", "Norms", "Offer",
-    "Parameters", "Pull", "Ready", "Recover", "Recovered", "Refresh", "Refused", "Register", "Registered", "Released",
-    "Report", "Resume", "Resumed", "Saved", "SnapshotDone", "SnapshotRequest", "Stage", "Staged", "Status",
-    "StatusRequest", "Stop", "Waiting", "Welcome",
+    "Create", "Created", "Declare", "Declared", "Factors", "Fenced", "Fill", "Filled", "Foresee", "Forward", "Granted",
+    "Heartbeat", "Held", "Hello", "Introduce", "Join", "LeaseRequest", "Leave", "Left", "MemberStatus", "Message",
+    "Moved", "Norms", "Offer", "Parameters", "Placed", "Prepare", "Pull", "Ready", "Recover", "Recovered", "Refresh",
+    "Refused", "Register", "Registered", "Released", "Report", "Resume", "Resumed", "Saved", "SnapshotDone",
+    "SnapshotRequest", "Stage", "Staged", "Status", "StatusRequest", "Stop", "Waiting", "Welcome", "Whole",
 ]  # fmt: skip

@@ -26,8 +26,9 @@ def _coordinator(_: m.Message) -> str:
     return COORDINATOR
 
 
-def _shard(
-    message: m.Attached
+def _server(
+    message: m.Register
+    | m.Attached
     | m.Staged
     | m.Complete
     | m.Parameters
@@ -36,9 +37,14 @@ def _shard(
     | m.Applied
     | m.Norms
     | m.Saved
-    | m.Recovered,
+    | m.Recovered
+    | m.Forward
+    | m.Held
+    | m.Fill
+    | m.Filled
+    | m.Whole,
 ) -> str:
-    return server_name(message.shard)
+    return server_name(message.server)
 
 
 def _contributor(message: m.Stage | m.Ready) -> str:
@@ -64,10 +70,6 @@ def _worker(
     return worker_name(message.worker)
 
 
-def _server(message: m.Register) -> str:
-    return server_name(message.server)
-
-
 def _rank(message: m.Join) -> str:
     return worker_name(message.rank) if message.rank >= 0 else ANYONE
 
@@ -77,10 +79,10 @@ _SPEAKERS: dict[type[m.Message], Callable[..., str]] = {
     **dict.fromkeys((m.Hello, m.Accepted, m.Refused, m.StatusRequest, m.Heartbeat), _anyone),
     **dict.fromkeys(
         (
-            m.Attached, m.Staged, m.Complete, m.Parameters, m.Moved, m.Created, m.Applied, m.Norms, m.Saved,
-            m.Recovered,
+            m.Register, m.Attached, m.Staged, m.Complete, m.Parameters, m.Moved, m.Created, m.Applied, m.Norms,
+            m.Saved, m.Recovered, m.Forward, m.Held, m.Fill, m.Filled, m.Whole,
         ),
-        _shard,
+        _server,
     ),
     **dict.fromkeys((m.Stage, m.Ready), _contributor),
     **dict.fromkeys(
@@ -91,13 +93,12 @@ _SPEAKERS: dict[type[m.Message], Callable[..., str]] = {
         _worker,
     ),
     m.Offer: _offerer,
-    m.Register: _server,
     m.Join: _rank,
     **dict.fromkeys(
         (
             m.Registered, m.Welcome, m.Create, m.Declared, m.Await, m.Foresee, m.Commit, m.Factors, m.Released,
             m.Waiting, m.Granted, m.SnapshotDone, m.Left, m.Fenced, m.Stop, m.Alive, m.Status,
-            m.Recover, m.Introduce, m.Resumed,
+            m.Recover, m.Introduce, m.Resumed, m.Placed, m.Prepare,
         ),
         _coordinator,
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from shoal.vocabulary import Dataset, Lease, TableSpec
 from shoal.wire.gradient import Commit
 from shoal.wire.message import Message
+from shoal.wire.replica import Placed
 
 
 class Recover(Message, frozen=True, array_like=True, tag=True):
@@ -19,7 +20,7 @@ class Recovered(Message, frozen=True, array_like=True, tag=True):
     version: entries applied; updated: the last of them that changed parameters; accounted: samples by data epoch.
     """
 
-    shard: int
+    server: int
     epoch: int
     version: int
     updated: int
@@ -31,6 +32,8 @@ class Recovered(Message, frozen=True, array_like=True, tag=True):
     released: tuple[tuple[int, int], ...]  # (worker, incarnation) that were given parameters
     accounted: tuple[tuple[int, int, int], ...]  # (data epoch, start, stop), merged
     factors: tuple[tuple[int, str, tuple[float, ...]], ...] = ()  # (seq, phase, values) of those entries, if known
+    placed: Placed | None = None  # the last that it was told
+    whole: bool = True  # it has all blocks of its shard
 
 
 class Introduce(Message, frozen=True, array_like=True, tag=True):

@@ -1,0 +1,238 @@
+"""The servers of a simulated cluster: real shards over symbolic stores, and what goes between the two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from shoal.core import machine as k
+from shoal.core import shard as sh
+from shoal.core.shard import Shard
+from shoal.errors import ProtocolError
+from shoal.sim import trace as t
+from shoal.sim.invariants import Violation
+from shoal.vocabulary import Contributor, Weighted, server_name, worker_name
+from shoal.wire import messages as m
+
+if TYPE_CHECKING:
+    from shoal.sim.world import World
+
+TASK_MS = (0, 12)
+WRITE_MS = (1, 200)
+REACHED_MS = (1, 30)  # until a connection to a server is there
+
+Payload = Mapping[int, Any]  # of Stage: tags, of Parameters and Fill: states, of Forward: what is summed; by block
+
+
+@dataclass
+class Server:
+    """A server process: its machine and its store."""
+
+    index: int
+    shard: Shard
+    store: t.Store
+    gone: bool = False  # it gave up, or was killed
+
+    @property
+    def name(self) -> str:
+        return server_name(self.index)
+
+
+@dataclass
+class Servers:
+    """All server processes there ever were, by number."""
+
+    world: World
+    rng: Random
+    every: list[Server] = field(default_factory=list)
+
+    def __getitem__(self, index: int) -> Server:
+        return self.every[index]
+
+    def __iter__(self) -> Iterator[Server]:
+        return iter([server for server in self.every if not server.gone])
+
+    def start(self, within_ms: int) -> None:
+        """Another server process."""
+        world, index = self.world, len(self.every)
+        scenario = world.scenario
+        server = Server(index, world.machines.shard(index, scenario.job.limits), t.Store(scenario.spec))
+        self.every.append(server)
+        world.heard_at[server.name] = world.now
+        world.at(world.now + self.rng.randint(0, scenario.job.limits.tick_ms), partial(self._tick, server))
+        opened = sh.Open(f"simulated:{index}", pid=100 + index, host=f"host {index % 3}")
+        world.at(world.now + self.rng.randint(0, within_ms), partial(self.step, server, opened))
+
+    def kill(self, server: Server) -> None:
+        """SIGKILL, or the end of one that gave up."""
+        server.gone = True
+        self.world.frozen.thaws.pop(server.name, None)
+
+    def has_heir(self, server: Server) -> bool:
+        """Whether another server has all of its shard, and is not about to be taken for dead."""
+        world, shard = self.world, server.shard.replica.shard
+        replicas, limits = world.coordinator.replicas, world.scenario.job.limits
+        if replicas.shard(server.index) < 0:
+            return True
+        return any(
+            not other.gone
+            and other is not server
+            and other.index in replicas.chains[shard]
+            and other.index not in replicas.filling
+            and world.now - world.heard_at[other.name] < limits.lease_ms // 2
+            and world.frozen.until(other.name, world.now) is None
+            for other in self.every
+        )
+
+    def _tick(self, server: Server) -> None:
+        world = self.world
+        if server.gone or world.put_off(server.name, partial(self._tick, server), first=True):
+            return
+        self.step(server, k.Tick())
+        world.at(world.now + world.scenario.job.limits.tick_ms, partial(self._tick, server))
+
+    def step(self, server: Server, event: object) -> None:
+        """Let a server take an event, and perform what it answers."""
+        world, name = self.world, server.name
+        if server.gone or world.put_off(name, partial(self.step, server, event)):
+            return
+        for effect in server.shard.step(event, world.now):
+            match effect:
+                case k.Send(to=to, message=message):
+                    world.send(name, to, message)
+                case k.Publish():
+                    self._publish(server, effect)
+                case k.Forward():
+                    self._forward(server, effect)
+                case k.Hold(source, _, blocks):
+                    near = world.scenario.near_servers
+                    server.store.hold((self[source] if near else server).store.sums, blocks)
+                case k.Give():
+                    self._give(server, effect)
+                case k.Load(fill, wanted):
+                    server.store.load(fill, wanted)
+                case k.Dial(servers):
+                    world.line(name, "", effect)
+                    for other, _ in servers:
+                        reached = partial(self.step, server, k.Regained(server_name(other)))
+                        world.after(REACHED_MS, reached)
+                case k.Run(task=task):
+                    world.line(name, "", task)
+                    self._run(server, task)
+                case k.Hurry():
+                    world.line(name, "", effect)
+                case k.Write(seq=seq, path=path):
+                    world.line(name, "", effect)
+                    world.after(WRITE_MS, partial(self.step, server, k.Written(seq, f"{path}/{seq}")))
+                case k.Free(contributors=contributors):
+                    world.line(name, "", effect)
+                    world.note(t.Freed(server.index, contributors))
+                    server.store.free(contributors)
+                case k.Halt(reason=reason):
+                    self._halt(server, reason)
+                    return
+                case k.Log():
+                    world.line(name, "", effect)
+                case other:
+                    raise TypeError(f"a shard has no effect {other!r}")
+
+    def _halt(self, server: Server, reason: str) -> None:
+        """A server gives up: right only if the coordinator was silent, or gave its part to another."""
+        world = self.world
+        out = server.index in world.coordinator.replicas.gone
+        if not out and not world.frozen.may_give_up(server.name, world.now):
+            raise Violation("Progress", f"{server.name} gave up: {reason}")
+        world.line(server.name, "", f"gives up: {reason}")
+        world.figures.silent += 1
+        self.kill(server)
+        world.step_coordinator(k.Lost(server.name))
+        if out and not world.frozen.leaderless:
+            self.start(within_ms=200)
+
+    # --- messages -------------------------------------------------------------------------------
+
+    def arrive(self, server: Server, source: str, message: m.Message, payload: Payload) -> None:
+        """A message is here, and its payload lands where it belongs."""
+        store = server.store
+        match message:
+            case m.Stage():
+                self._admit_stage(server, message, payload)
+            case m.Attach(worker=worker, incarnation=incarnation) if isinstance(payload, t.Arena):
+                store.lent[worker, incarnation] = payload
+            case m.Forward() if not self.world.scenario.near_servers and server.shard.admits_sum(message):
+                store.sums.update(payload)
+            case m.Fill():
+                store.fills[message] = dict(payload)
+        self.step(server, k.Received(source, message))
+
+    def _admit_stage(self, server: Server, message: m.Stage, payload: Payload) -> None:
+        try:
+            if server.shard.admits(message):
+                self.world.note(t.Admitted(server.index, message.contributor, server.shard.version))
+                server.store.stage(message.contributor, message.blocks, payload)
+        except ProtocolError as error:
+            raise Violation("Progress", f"{server.name} refused a push: {error}") from None
+
+    def _publish(self, server: Server, effect: k.Publish) -> None:
+        """Send the blocks as they are now, in frames of random size."""
+        states = {block: server.store.states[block] for block in effect.blocks}
+        self.world.note(t.Published(server.index, effect, states))
+        near = server.shard.near.get(effect.worker) == effect.incarnation
+        for blocks in self._frames(effect.blocks):
+            stamp = server.store.stamp if near else 0
+            message = m.Parameters(server.index, effect.worker, effect.incarnation, effect.version, blocks, stamp)
+            payload = {} if near else {block: states[block] for block in blocks}
+            self.world.send(server.name, worker_name(effect.worker), message, payload)
+
+    def _forward(self, server: Server, effect: k.Forward) -> None:
+        """Send the sum that is held, in frames of random size, or word of where it lies."""
+        memory, blocks = server.store.held
+        facts = (server.index, effect.epoch, effect.number, effect.contributors, len(blocks))
+        for some in [blocks] if self.world.scenario.near_servers else self._frames(blocks) or [()]:
+            payload = {block: memory[block] for block in some}
+            self.world.send(server.name, server_name(effect.to), m.Forward(*facts, tuple(some)), payload)
+
+    def _give(self, server: Server, effect: k.Give) -> None:
+        fill = m.Fill(server.index, effect.version, effect.updated, effect.blocks)
+        states = {block: server.store.states[block] for block in effect.blocks}
+        self.world.send(server.name, server_name(effect.to), fill, states)
+
+    def _frames(self, blocks: tuple[int, ...]) -> list[tuple[int, ...]]:
+        size = self.rng.randint(1, max(1, len(blocks)))
+        return [blocks[first : first + size] for first in range(0, len(blocks), size)]
+
+    # --- tasks ----------------------------------------------------------------------------------
+
+    def _run(self, server: Server, task: k.Task) -> None:
+        """Perform a task; its work is visible from its start or only at its end, by chance."""
+        server.store.stamp += isinstance(task, k.Seed | k.Apply)
+        early = self._perform(server, task) if self.rng.random() < 0.5 else None
+        self.world.after(TASK_MS, partial(self._finish, server, task, early))
+
+    def _finish(self, server: Server, task: k.Task, done: k.Done | None) -> None:
+        if server.gone or self.world.put_off(server.name, partial(self._finish, server, task, done)):
+            return
+        done = done or self._perform(server, task)
+        server.store.stamp += isinstance(task, k.Seed | k.Apply)
+        self.step(server, done)
+
+    def _perform(self, server: Server, task: k.Task) -> k.Done:
+        contributors: Iterable[Weighted] = ()
+        match task:
+            case k.Seed(contributor=contributor, summed=False):
+                contributors = (Weighted(contributor, 1.0),)
+            case k.Measure(contributors=found, summed=False) | k.Apply(contributors=found, summed=False):
+                contributors = found
+        staged: Mapping[Contributor, Mapping[int, t.Tag]] = server.store.tags(contributors)
+        result = server.store.perform(task)
+        if isinstance(task, k.Seed | k.Measure | k.Apply):
+            states = dict(server.store.states)
+            changes = states and isinstance(task, k.Seed | k.Apply)
+            onlookers = [life.identity for life in self.world.lives.values() if life.computes_on(server.index)]
+            self.world.note(t.Performed(server.index, task, staged, states, tuple(onlookers) if changes else ()))
+        summed = isinstance(task, k.Seed | k.Apply) and task.summed
+        return k.Done(task, result, checksum=server.store.checksum if summed else 0)
+
