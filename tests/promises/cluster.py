@@ -6,10 +6,11 @@ with the same bytes.
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TypeVar
@@ -188,16 +189,22 @@ class Setting:
 def running(
     workers: int, setting: Setting = Setting(), limits: Limits = QUICK, observer: Observer | None = None
 ) -> Iterator[EmbeddedJob]:
-    """A coordinator and servers in this process, ended at the end."""
+    """A coordinator and servers in this process, ended at the end.
+
+    In a full run hundreds of tests share the process, and a garbage collection of all that they left in memory holds
+    every thread for seconds on a busy machine: longer than a short lease, so that workers elsewhere rightly give the
+    job up. No process of a real job has such a past; here it is left out of collections while the job runs.
+    """
     observer = observer or Observer()
     observer.inner = setting.wrap()
     transport = setting.scheme if setting.scheme in TRANSPORTS else TRANSPORTS[0]
     job = Job("promise", "secret", workers, setting.servers, limits, transport, replicas=setting.replicas)
-    embedded = EmbeddedJob(job, wrap=observer, scheme=setting.scheme)
+    gc.freeze()
     try:
-        yield embedded
+        with closing(EmbeddedJob(job, wrap=observer, scheme=setting.scheme)) as embedded:
+            yield embedded
     finally:
-        embedded.close()
+        gc.unfreeze()
 
 
 def join(embedded: EmbeddedJob, rank: int, setting: Setting = Setting()) -> Worker:

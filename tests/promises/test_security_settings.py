@@ -13,16 +13,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from shoal.cli.main import app
 from shoal.config import TLS_VARIABLES, Job, Tls
 from shoal.errors import ConfigurationError, ShoalError
 from shoal.launch.plan import prepared
 from shoal.runtime import process, visitor
+from shoal.runtime.coordinator import CoordinatorNode
 from shoal.runtime.embedded import EmbeddedJob
+from shoal.runtime.loop_thread import LoopThread
+from shoal.runtime.server import ServerNode
+from shoal.transport import tcp
 
 from ..transport.certificates import PAGE
 from .cluster import QUICK, begin, join, promised_table, step, to_bytes, together
-from .door import FOREIGN, JOB, connected, listening, one_line, secured
+from .door import FOREIGN, JOB, OWN, Heard, connected, listening, one_line, secured
 
 # --- what the network sees ------------------------------------------------------------------------
 
@@ -196,6 +202,20 @@ def test_files_that_cannot_be_used_are_named_at_the_start(
         process.job_from(files)
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"), [("expired", "certificate has expired"), ("of tomorrow", "certificate is not yet valid")]
+)
+def test_a_certificate_that_is_not_good_today_is_named_at_the_start(kind: str, words: str) -> None:
+    words = rf"^--tls-cert .* is not good today \({words}\).*sign a new one, or set this machine's clock$"
+    with pytest.raises(ConfigurationError, match=words):
+        process.job_from(secured(kind).environment())
+
+
+def test_what_else_others_may_say_against_a_certificate_is_left_to_them() -> None:
+    for kind in (OWN, "of another host", FOREIGN):  # one authority may be left for another: both are good meanwhile
+        process.job_from(secured(kind).environment())
+
+
 def other_key() -> str:
     return Path(secured(FOREIGN).key).read_text(encoding="utf-8")
 
@@ -242,6 +262,68 @@ def test_shoal_run_and_shoal_status_over_tls(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert '"phase": "running"' in done.stdout, done.stdout
     assert "closed tcp" not in done.stdout + done.stderr, "somebody tried without TLS"
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"), [(["status"], ["tcp://127.0.0.1:9"]), (["train", "gpt"], []), (["run"], [__file__])]
+)
+def test_every_command_that_starts_a_job_or_asks_one_takes_the_files_of_tls(
+    command: list[str], arguments: list[str]
+) -> None:
+    given = [*command, "--tls-cert", secured().certificate, *arguments]
+    done = CliRunner(env=dict.fromkeys(TLS_VARIABLES)).invoke(app, given)  # it puts back what the command sets
+    assert isinstance(done.exception, ConfigurationError), done.output
+    assert "without SHOAL_TLS_KEY, SHOAL_TLS_CA" in str(done.exception)
+
+
+def test_shoal_status_asks_over_tls_by_its_flags() -> None:
+    tls = secured()
+    flags = ["--tls-cert", tls.certificate, "--tls-key", tls.key, "--tls-ca", tls.authority]
+    known = {"SHOAL_JOB": JOB.name, "SHOAL_TOKEN": JOB.token}
+    with listening(replace(JOB, tls=tls)) as (_, address):
+        done = CliRunner(env=dict.fromkeys(TLS_VARIABLES) | known).invoke(app, ["status", address, "--json", *flags])
+    assert done.exit_code == 0, done.output
+    assert '"phase": "forming"' in done.output
+
+
+# --- addresses ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("host", "number"), [("0.0.0.0", "127.0.0.1"), ("[::]", "[::1]")])
+def test_a_server_that_listens_everywhere_announces_a_number_that_others_can_dial(host: str, number: str) -> None:
+    thread = LoopThread("test-server")
+
+    async def opened() -> tuple[CoordinatorNode, ServerNode, str]:
+        coordinator = Heard(JOB)
+        server = ServerNode(0, JOB)
+        address = await server.open(await coordinator.listen(f"tcp://{number}:0"), f"tcp://{host}:0")
+        return coordinator, server, address
+
+    coordinator, server, address = thread.call(opened())
+    try:
+        assert re.fullmatch(rf"(shm://.*,)?tcp://{re.escape(number)}:\d+", address)
+        assert coordinator.machine().membership.servers[0].address == address
+    finally:
+        for node in (server, coordinator):
+            thread.call(node.close())
+        thread.stop()
+
+
+@pytest.mark.parametrize(
+    ("listener", "own", "told"),
+    [
+        ("tcp://0.0.0.0:7", "tcp://10.0.0.3:50123", "tcp://10.0.0.3:7"),
+        ("tcp://[::]:7", "tcp://[fd00::3]:50123", "tcp://[fd00::3]:7"),
+        ("tcp://10.0.1.3:7", "tcp://10.0.0.3:50123", "tcp://10.0.1.3:7"),
+    ],
+)
+def test_a_number_that_was_chosen_is_announced_as_it_is(listener: str, own: str, told: str) -> None:
+    assert tcp.announced(listener, own) == told
+
+
+def test_a_server_that_nobody_can_dial_by_what_they_know_says_so() -> None:
+    with pytest.raises(ConfigurationError, match=r"\[::\]:7 takes IPv6 only, and .* as 10\.0\.0\.3: .*SHOAL_LISTEN"):
+        tcp.announced("tcp://[::]:7", "tcp://10.0.0.3:50123")
 
 
 # --- the page -----------------------------------------------------------------------------------------

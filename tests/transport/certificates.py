@@ -18,6 +18,15 @@ PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 CHANGES = {  # of the page's commands, for what is not as it should be
     "good": {},
     "expired": {"-days 30": "-days -1"},
+    "of tomorrow": {
+        # `openssl x509` takes no first day before OpenSSL 3.4; `openssl ca` does, and wants books to be kept.
+        "openssl x509 -req -in node.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -copy_extensions copy": (
+            r"printf '[ca]\ndefault_ca=d\n[d]\ndatabase=books\nserial=number\nnew_certs_dir=.\ndefault_md=sha256\n"
+            r"policy=p\ncopy_extensions=copy\n[p]\ncommonName=supplied\n' > ca.conf && "
+            ": > books && echo 01 > number && openssl ca -batch -config ca.conf -in node.csr -cert ca.pem "
+            "-keyfile ca.key -startdate 20980101000000Z -enddate 20990101000000Z"
+        )
+    },
     "of another host": {"DNS:localhost,IP:127.0.0.1": "DNS:elsewhere.test"},
     "of another authority": {},
 }

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from shoal.config import TLS_VARIABLES
+from shoal.cli.secure import TlsCa, TlsCert, TlsKey, use_tls
 from shoal.errors import ConfigurationError
 
 Transport = Annotated[
@@ -19,25 +19,6 @@ Transport = Annotated[
         help="How workers and servers exchange tensors: in memory they share, over tcp, or by itself what is best.",
     ),
 ]
-
-_FILE = "PATH"
-TlsCert = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="SHOAL_TLS_CERT", show_envvar=False, metavar=_FILE,
-        help="Mutual TLS on every TCP connection: the certificate of this machine.",
-    ),
-]  # fmt: skip
-TlsKey = Annotated[
-    Path | None, typer.Option(envvar="SHOAL_TLS_KEY", show_envvar=False, metavar=_FILE, help="The certificate's key.")
-]
-TlsCa = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="SHOAL_TLS_CA", show_envvar=False, metavar=_FILE,
-        help="The authority that signed the certificates of all machines.",
-    ),
-]  # fmt: skip
 
 
 def run(
@@ -64,13 +45,7 @@ def run(
             f"no such option {command[0]}; `shoal run --help` names them all, and the script's own come after SCRIPT"
         )
     arguments = ["-m", *command] if module else command
-    # Into this process's own environment, too: the launcher visits the job, and tells `shoal status` how.
-    os.environ.update(_given(dict(zip(TLS_VARIABLES, (tls_cert, tls_key, tls_ca), strict=True))))
+    use_tls(tls_cert, tls_key, tls_ca)
     environment = os.environ | {"SHOAL_TRANSPORT": transport}
     status = launch(arguments, workers, servers, port=port, max_restarts=max_restarts, resume=resume, env=environment)
     raise typer.Exit(status)
-
-
-def _given(paths: dict[str, Path | None]) -> dict[str, str]:
-    """The variables whose paths were given, made absolute."""
-    return {name: str(path.absolute()) for name, path in paths.items() if path is not None}

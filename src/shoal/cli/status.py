@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from msgspec.structs import asdict
 
+from shoal.cli.secure import TlsCa, TlsCert, TlsKey, use_tls
 from shoal.errors import JobError
 from shoal.vocabulary import JOB_DEFAULT
 
@@ -30,15 +31,20 @@ def status(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Look again every second until the job ends.")] = False,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_ca: TlsCa = None,
 ) -> None:
     """Show the members of a job: state, clock, version, staleness and bytes.
 
-    A job started elsewhere is asked by its ADDRESS; its name and token are read from SHOAL_JOB and
-    SHOAL_TOKEN, the files of TLS from SHOAL_TLS_CERT, SHOAL_TLS_KEY and SHOAL_TLS_CA. Exits with 1 when no job runs.
+    A job started elsewhere is asked by its ADDRESS; its name and token are read from SHOAL_JOB and SHOAL_TOKEN, the
+    files of TLS are those of --tls-cert, --tls-key and --tls-ca. Of a job that this machine started all of that is
+    known. Exits with 1 when no job runs.
     """
     from rich.console import Console
     from rich.live import Live
 
+    use_tls(tls_cert, tls_key, tls_ca)
     record, others = _find(address)
     for other in others:
         typer.echo(f"another job runs: {other.job} at {other.address}", err=True)

@@ -17,6 +17,7 @@ from typing import Annotated, Any, get_origin, get_type_hints
 import typer
 
 from shoal.cli.run import Transport
+from shoal.cli.secure import TlsCa, TlsCert, TlsKey, use_tls
 from shoal.errors import ConfigurationError, JobError, ShoalError
 from shoal.launch.plan import prepared
 from shoal.recipes.gpt.folder import Folder, Result, iterations_of
@@ -39,6 +40,9 @@ def gpt(
         Path | None, typer.Option(help="Go on from this run or snapshot, with its options.", metavar="PATH")
     ] = None,
     transport: Transport = "auto",
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_ca: TlsCa = None,
     report: Annotated[
         Path | None, typer.Option("--json", help="Write the result here as well.", metavar="FILE")
     ] = None,
@@ -51,6 +55,7 @@ def gpt(
     """
     if find_spec("torch") is None:
         raise ConfigurationError("training needs PyTorch, which is not installed: run `pip install 'shoal[torch]'`")
+    use_tls(tls_cert, tls_key, tls_ca)
     given = {name: value for name, value in options.items() if _is_given(ctx, name)}
     if given.get("text"):
         given["text"] = str(Path(str(given["text"])).resolve())  # a resumed run may start elsewhere

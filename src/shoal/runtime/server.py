@@ -26,7 +26,7 @@ from shoal.placement import cut
 from shoal.runtime import process
 from shoal.runtime.node import Node
 from shoal.storage import snapshot
-from shoal.transport import ALTERNATIVE, Wrap, unwrapped
+from shoal.transport import ALTERNATIVE, Wrap, tcp, unwrapped
 from shoal.vocabulary import COORDINATOR, ITEM_BYTES, TableSpec, server_name, worker_name
 from shoal.wire import messages as m
 from shoal.wire.framing import Buffer
@@ -55,14 +55,19 @@ class ServerNode(Node):
         return self._shard
 
     async def open(self, coordinator: str, listen: str, host: str = "") -> str:
-        """Listen, connect to the coordinator and register; returns the server's address.
+        """Listen, connect to the coordinator and register; returns the server's address, as workers are told it.
 
-        host: what it shares its fate with, for replicas to be put elsewhere; the default is this machine.
+        Who listens at every number of the machine is reached by the one that the coordinator sees. host: what it
+        shares its fate with, for replicas to be put elsewhere; the default is this machine.
         """
         address = await self.listen(listen)
-        if self._shares and not listen.startswith("inproc"):
-            address = ALTERNATIVE.join((await self.listen("shm://"), address))
+        shared = await self.listen("shm://") if self._shares and not listen.startswith("inproc") else ""
         await self.dial(COORDINATOR, coordinator)
+        own = self.peers[COORDINATOR].connection.own_address
+        if own and listen.startswith(tcp.SCHEME):
+            address = tcp.announced(address, own)
+        if shared:
+            address = ALTERNATIVE.join((shared, address))
         self.event(Open(address, os.getpid(), self._shard.version, coordinator, host or platform.node()))
         while not self._shard.registered and not self.halted.done():
             await asyncio.sleep(self.job.limits.tick_ms / 1000)

@@ -24,6 +24,10 @@ class Connection(Protocol):
         """The peer's address, for people."""
 
     @property
+    def own_address(self) -> str:
+        """This end's address, as the peer may see it; "" where ends have none that a third could dial."""
+
+    @property
     def received_bytes(self) -> int:
         """Bytes that arrived, headers and messages included."""
 
@@ -111,6 +115,10 @@ class Wrapped:
     @property
     def address(self) -> str:
         return self.inner.address
+
+    @property
+    def own_address(self) -> str:
+        return self.inner.own_address
 
     @property
     def received_bytes(self) -> int:

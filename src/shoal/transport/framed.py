@@ -51,6 +51,10 @@ class FramedConnection(ABC):
         self._linger: asyncio.TimerHandle | None = None  # the same, of a connection that is closing
 
     @property
+    def own_address(self) -> str:
+        return ""
+
+    @property
     def round_trip_us(self) -> int:
         return 0
 

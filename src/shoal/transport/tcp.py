@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import socket
 from urllib.parse import urlsplit
 
@@ -20,7 +21,7 @@ from shoal.transport.tls_connection import TlsConnection
 
 BACKLOG = 1024
 
-__all__ = ["SCHEME", "connect", "host_and_port", "listen"]
+__all__ = ["SCHEME", "announced", "connect", "host_and_port", "listen"]
 
 
 async def listen(
@@ -97,6 +98,25 @@ def host_and_port(address: str) -> tuple[str, int]:
     except ValueError as error:
         reason = str(error)
     raise ConfigurationError(f"{address!r} is no address ({reason}); write it like tcp://127.0.0.1:5555")
+
+
+def announced(listener: str, own: str) -> str:
+    """The address by which others reach `listener`, on the machine that is known to them by `own`.
+
+    They differ where it listens at every number of the machine (0.0.0.0, [::]), which to others means their own.
+    Raises ConfigurationError where it takes nothing that is sent to `own`.
+    """
+    host, port = host_and_port(listener)
+    number = ipaddress.ip_address(host)
+    if not number.is_unspecified:
+        return listener
+    known, _ = host_and_port(own)
+    if ipaddress.ip_address(known).version != number.version:
+        raise ConfigurationError(
+            f"{listener} takes IPv{number.version} only, and this machine is known to others as {known}: "
+            f"listen at a number that they can dial (SHOAL_LISTEN)"
+        )
+    return address_of((known, port))
 
 
 class _TcpListener:

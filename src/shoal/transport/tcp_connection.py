@@ -34,6 +34,7 @@ _UNMEASURED = 0xFFFFFFFF
 class TcpConnection(FramedConnection, asyncio.BufferedProtocol):
     _transport: asyncio.Transport
     _socket: socket.socket
+    _own_address = ""
     _vectored = False  # the transport sends several buffers without joining them
 
     # --- called by the event loop -----------------------------------------------------------------
@@ -41,6 +42,7 @@ class TcpConnection(FramedConnection, asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
         self.address = self.address or address_of(transport.get_extra_info("peername"))
+        self._own_address = address_of(transport.get_extra_info("sockname"))
         self._vectored = getattr(type(transport), "writelines", None) is not asyncio.WriteTransport.writelines
         self._transport.set_write_buffer_limits(high=HANDOVER_BYTES, low=HANDOVER_BYTES)
         self._socket = transport.get_extra_info("socket")
@@ -75,6 +77,10 @@ class TcpConnection(FramedConnection, asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._break(self._broken_off(str(exc) if exc else "closed", orderly=exc is None))
+
+    @property
+    def own_address(self) -> str:
+        return self._own_address
 
     @property
     def round_trip_us(self) -> int:

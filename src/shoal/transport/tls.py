@@ -89,21 +89,30 @@ def reason(error: ssl.SSLError) -> str:
 
 
 def verified(tls: Tls) -> Tls:
-    """The settings, once their files have been read. Raises ConfigurationError for files that cannot be used."""
-    accepting(tls)
+    """The settings, once their files have been read.
+
+    Raises ConfigurationError for files that cannot be used, a certificate that nobody takes today among them.
+    """
+    error = _own_error(tls)
+    if error is not None and error.verify_code in _OUT_OF_TIME:
+        raise ConfigurationError(
+            f"--tls-cert {tls.certificate} is not good today ({error.verify_message.rstrip('.')}), and no other "
+            f"machine would take it: have the authority sign a new one, or set this machine's clock"
+        )
     return tls
 
 
 # --- helpers ----------------------------------------------------------------------------------
 
 _HOSTNAME_MISMATCH, _IP_MISMATCH, _EXPIRED, _NOT_YET = 62, 64, 10, 9  # X509_V_ERR_*, which Python does not name
+_OUT_OF_TIME = (_EXPIRED, _NOT_YET)
 
 _SIGNED = "the authority in --tls-ca must have signed it, and both sides must have the same --tls-ca"
 _REMEDIES = {
     **dict.fromkeys(
         (_HOSTNAME_MISMATCH, _IP_MISMATCH), "make it for every name and number it is dialled by (subjectAltName)"
     ),
-    **dict.fromkeys((_EXPIRED, _NOT_YET), "give it a new one, or set the clock of either machine"),
+    **dict.fromkeys(_OUT_OF_TIME, "give it a new one, or set the clock of either machine"),
 }
 
 _NO_TLS = "it does not speak TLS, and this side takes nothing else; give both --tls-cert, --tls-key and --tls-ca"
@@ -124,6 +133,25 @@ _REASONS = {
     "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": f"{_ITS_WORD} (its extendedKeyUsage must have clientAuth and serverAuth)",
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it wants a certificate, and this side showed none",
 }  # fmt: skip
+
+
+def _own_error(tls: Tls) -> ssl.SSLCertVerificationError | None:
+    """What one who knows this very certificate would say against it: it is shown to ourselves."""
+    reader = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    reader.check_hostname = False
+    far = Channel(accepting(tls))
+    reader.load_verify_locations(tls.certificate)
+    reader.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    near = Channel(reader, "this side")
+    try:
+        near.shake_hands()
+        far.incoming(memoryview(near.outgoing()))
+        far.shake_hands()
+        near.incoming(memoryview(far.outgoing()))
+        near.shake_hands()
+    except ssl.SSLError as error:
+        return error if isinstance(error, ssl.SSLCertVerificationError) else None
+    return None
 
 
 def _remedy(error: ssl.SSLCertVerificationError) -> str:
