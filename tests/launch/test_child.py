@@ -12,7 +12,7 @@ from queue import SimpleQueue
 import pytest
 
 from shoal.launch import leash
-from shoal.launch.child import LINE_BYTES_MAX, Child, Exited, Line, LineSplitter
+from shoal.launch.child import LINE_BYTES_MAX, ChildProcess, Exited, Line, LineSplitter
 
 
 def lines_of(*chunks: bytes) -> list[str]:
@@ -51,9 +51,9 @@ def test_a_progress_bar_that_never_ends_its_line_stays_small() -> None:
     assert splitter.feed(b"\n") == ["19999 of 20000"]
 
 
-def run(program: str) -> tuple[list[str], int, Child]:
+def run(program: str) -> tuple[list[str], int, ChildProcess]:
     events: SimpleQueue[Line | Exited] = SimpleQueue()
-    child = Child("child", (sys.executable, "-u", "-c", program), os.environ, events.put)
+    child = ChildProcess("child", (sys.executable, "-u", "-c", program), os.environ, events.put)
     lines = []
     while True:
         match events.get(timeout=30):

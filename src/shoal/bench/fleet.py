@@ -20,7 +20,7 @@ from types import TracebackType
 
 from shoal.config import Limits
 from shoal.errors import JobError, StartupError
-from shoal.launch.child import Child, Exited, Line
+from shoal.launch.child import Child, ChildProcess, Exited, Line
 from shoal.launch.local import COORDINATOR_PROGRAM, READY, SERVER_PROGRAM
 from shoal.launch.plan import Plan
 from shoal.vocabulary import COORDINATOR
@@ -52,7 +52,7 @@ class Fleet:
         prefix: a command that becomes the one behind it, by its full path (/sbin/ip netns exec NAME).
         """
         environment = self.plan.environment(os.environ, facts)
-        self._running[name] = Child(name, (*prefix, sys.executable, *arguments), environment, self._events.put)
+        self._running[name] = ChildProcess(name, (*prefix, sys.executable, *arguments), environment, self._events.put)
 
     def start_job(self, suffix: str = "", prefix: Sequence[str] = (), **facts: object) -> str:
         """Start a coordinator and the servers, and wait until they are ready; returns the coordinator's address.

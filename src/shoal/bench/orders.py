@@ -131,3 +131,21 @@ class Log(msgspec.Struct, frozen=True):
     """All steps of a trial, in order."""
 
     steps: tuple[Done, ...]
+
+
+# --- sharing --------------------------------------------------------------------------------------
+
+
+class Tenant(msgspec.Struct, frozen=True, kw_only=True):
+    """Which job's worker this is, and what it trains."""
+
+    name: str
+    params: int
+    optimizer: str
+    control: str
+
+
+class Window(msgspec.Struct, frozen=True):
+    """Take steps for so long; the Answer has the seconds of each."""
+
+    seconds: float

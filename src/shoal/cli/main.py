@@ -11,8 +11,10 @@ from typing import Annotated
 import typer
 
 from shoal.cli.bench import bench_app
+from shoal.cli.fleet import fleet_app
 from shoal.cli.run import run
 from shoal.cli.sample import sample
+from shoal.cli.serve import serve
 from shoal.cli.snapshot import snapshot
 from shoal.cli.status import status
 from shoal.cli.train import train
@@ -47,7 +49,9 @@ def _options(
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 )(run)
+app.command()(serve)
 app.command()(status)
+app.add_typer(fleet_app)
 app.command()(sample)
 app.add_typer(snapshot)
 app.add_typer(train)

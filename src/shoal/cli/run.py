@@ -29,12 +29,28 @@ def run(
     max_restarts: Annotated[int, typer.Option(help="How often killed workers are started again, in all.")] = 3,
     resume: Annotated[Path | None, typer.Option(help="Begin from this snapshot.", metavar="PATH")] = None,
     transport: Transport = "auto",
-    port: Annotated[int, typer.Option(help="The coordinator's port on 127.0.0.1; 0: any free one.")] = 0,
+    fleet: Annotated[
+        str,
+        typer.Option(
+            envvar="SHOAL_FLEET", show_envvar=False, metavar="HOST:PORT[,...]", show_default=False,
+            help="Run the servers where `shoal serve` lends places, on these machines in turn.",
+        ),
+    ] = "",
+    host: Annotated[
+        str,
+        typer.Option(
+            envvar="SHOAL_HOST", show_envvar=False,
+            help="Where the coordinator listens; a fleet elsewhere must reach it.",
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The coordinator's port on HOST; 0: any free one.")] = 0,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     tls_ca: TlsCa = None,
-) -> None:
+) -> None:  # fmt: skip
     """Run a training script on this machine, with workers and servers as processes of their own.
+
+    With --fleet the servers run on the machines of a fleet, whose token is read from SHOAL_FLEET_TOKEN.
 
     Ends with the script's exit status, 128 + n for a signal n, 2 for an error of Shoal's own.
     """
@@ -46,6 +62,8 @@ def run(
         )
     arguments = ["-m", *command] if module else command
     use_tls(tls_cert, tls_key, tls_ca)
-    environment = os.environ | {"SHOAL_TRANSPORT": transport}
-    status = launch(arguments, workers, servers, port=port, max_restarts=max_restarts, resume=resume, env=environment)
+    environment = os.environ | {"SHOAL_TRANSPORT": transport, "SHOAL_FLEET": fleet}
+    status = launch(
+        arguments, workers, servers, host=host, port=port, max_restarts=max_restarts, resume=resume, env=environment
+    )
     raise typer.Exit(status)

@@ -92,6 +92,7 @@ def _run(
             _command(folder),
             settings.workers,
             servers,
+            host=os.environ.get("SHOAL_HOST") or "127.0.0.1",
             max_restarts=max_restarts,
             resume=snapshot,
             on_line=shown.line,

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from shoal.core import lending
 from shoal.vocabulary import Contributor, Dataset, Lease, TableSpec, Weighted
 from shoal.wire import messages as m
 
@@ -344,6 +345,7 @@ Effect = (
     | Snapshotted
     | Departed
     | Failed
+    | lending.Effect
 )
 
 

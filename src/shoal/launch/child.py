@@ -1,7 +1,8 @@
-"""One child process: each line it writes and its end are told, in that order.
+"""A process of a job: each line it writes and its end are told, in that order.
 
-A child leads a process group of its own, and what it started ends with it: all of the group has been
-killed once Exited is out. Lines are cut at LINE_BYTES_MAX, so a child that never ends one costs no memory.
+A ChildProcess, one of this machine, leads a process group of its own, and what it started ends with it: all of
+the group has been killed once Exited is out. Lines are cut at LINE_BYTES_MAX, so one that is never ended costs
+no memory. (One that runs on a fleet's member: borrowed.py.)
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,18 +41,44 @@ class Exited:
     status: int
 
 
-class Child:
-    """A running command. Start children from a thread that outlives them: its end is theirs.
+class Child(ABC):
+    """A running command, here or on another machine.
 
     emit is called from threads of the child's own, and must be quick (SimpleQueue.put).
     """
 
-    def __init__(
-        self, name: str, command: Sequence[str], environment: Mapping[str, str], emit: Callable[[Line | Exited], None]
-    ) -> None:
+    def __init__(self, name: str, emit: Callable[[Line | Exited], None]) -> None:
         self.name = name
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self._emit = emit
+
+    @property
+    @abstractmethod
+    def pid(self) -> int:
+        """On the machine where it runs."""
+
+    @abstractmethod
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the child and all of its group; nothing happens when they have ended."""
+
+    def say(self, lines: Sequence[str]) -> None:
+        """The child has written these lines."""
+        for text in lines:
+            self.last_lines.append(text)
+            self._emit(Line(self, text))
+
+    def end(self, status: int) -> None:
+        """The child is over, and there will be no more lines."""
+        self._emit(Exited(self, status))
+
+
+class ChildProcess(Child):
+    """A child of this process. Start children from a thread that outlives them: its end is theirs."""
+
+    def __init__(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str], emit: Callable[[Line | Exited], None]
+    ) -> None:
+        super().__init__(name, emit)
         self._lock = threading.Lock()
         self._reaped = False
         self._process = subprocess.Popen(
@@ -71,7 +99,6 @@ class Child:
         return self._process.pid
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the child and all of its group; nothing happens when they have ended."""
         with self._lock:
             if not self._reaped:
                 os.killpg(self.pid, number)
@@ -81,13 +108,8 @@ class Child:
         lines = LineSplitter()
         with self._process.stdout as stream:
             while chunk := stream.read(LINE_BYTES_MAX):
-                self._say(lines.feed(chunk))
-        self._say(lines.end())
-
-    def _say(self, lines: list[str]) -> None:
-        for text in lines:
-            self.last_lines.append(text)
-            self._emit(Line(self, text))
+                self.say(lines.feed(chunk))
+        self.say(lines.end())
 
     def _reap(self) -> None:
         # The dead child keeps its process id until it is reaped, so the group killed here is surely its own.
@@ -97,7 +119,7 @@ class Child:
             status = self._process.wait()
             self._reaped = True
         self._reader.join(DRAIN_SECONDS)
-        self._emit(Exited(self, status))
+        self.end(status)
 
 
 class LineSplitter:

@@ -1,4 +1,6 @@
-"""Runs a whole job on this machine: coordinator, servers and workers as processes of their own.
+"""Runs a whole job: coordinator, servers and workers as processes of their own, on this machine.
+
+With a fleet (SHOAL_FLEET, see borrowed.py) its members start the servers.
 
 What is promised: every process of the job has been ended when `launch` returns or raises, and also
 when the launcher itself is killed. Nothing is waited for without a deadline. The exit status is the
@@ -39,7 +41,8 @@ from typing import assert_never
 from shoal.config import Limits
 from shoal.core.membership import DECLARED
 from shoal.errors import JobError, ShoalError, StartupError
-from shoal.launch.child import Child, Exited, Line
+from shoal.launch.borrowed import Fleet, borrowing
+from shoal.launch.child import Child, ChildProcess, Exited, Line
 from shoal.launch.jobs import JobRecord, published
 from shoal.launch.plan import Plan, prepared
 from shoal.launch.printer import Printer
@@ -89,8 +92,8 @@ def launch(
     Workers get OMP_NUM_THREADS, unless it is set, so that together they use each core once.
 
     Raises ConfigurationError for arguments that cannot work, SnapshotError for a snapshot that cannot be
-    read, StartupError when a node is not ready within limits.start_ms, or the job cannot begin, JobError
-    when a node ends while workers need it.
+    read, StartupError when a node is not ready within limits.start_ms, the fleet has no place for a server, or the
+    job cannot begin, RefusedError when a member of the fleet says no, JobError when a node ends while workers need it.
     """
     environment = dict(os.environ if env is None else env)
     plan = prepared(
@@ -150,10 +153,12 @@ class _Launch:
         self._left: tuple[str, float] | None = None  # the first node that ended with 0; the others follow by then
         self._restarts = 0
         self._epoch = 1  # of the coordinator
+        self._fleet: Fleet | None = None  # lends places for servers
         self._verdict: _Verdict | None = None
 
     def run(self) -> int:
         with self._stack as stack:
+            self._fleet = stack.enter_context(borrowing(self._plan.job, self._plan.fleet, self._environment))
             stack.enter_context(_signals(self._events))
             stack.callback(self._end_all)
             self._start_coordinator(self._plan.listen)
@@ -194,7 +199,9 @@ class _Launch:
         if self._coordinator:
             facts["SHOAL_COORDINATOR"] = self._coordinator
         environment = self._plan.environment(self._environment, facts)
-        return Child(name, (sys.executable, *arguments), environment, self._events.put)
+        if self._fleet is not None and arguments is SERVER_PROGRAM:
+            return self._fleet.start(name, environment, self._events.put)
+        return ChildProcess(name, (sys.executable, *arguments), environment, self._events.put)
 
     # --- attending ----------------------------------------------------------------------------------
 

@@ -10,11 +10,16 @@ from pathlib import Path
 
 from shoal.config import Limits, Tls
 from shoal.errors import ConfigurationError
+from shoal.launch.fleet import MEMBERS_VARIABLE, TOKEN_VARIABLE, members_from
 from shoal.runtime import process
 from shoal.storage.snapshot import read_manifest
+from shoal.transport.tcp import host_and_port
 
 # What tells one process of a job from another; a job inside a job inherits none of it.
-_IDENTITY = ("SHOAL_COORDINATOR", "SHOAL_RANK", "SHOAL_SERVER_INDEX", "SHOAL_EPOCH", "SHOAL_RESUME")
+_IDENTITY = (
+    "SHOAL_COORDINATOR", "SHOAL_RANK", "SHOAL_SERVER_INDEX", "SHOAL_EPOCH", "SHOAL_RESUME", MEMBERS_VARIABLE,
+    TOKEN_VARIABLE,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Plan:
     token: str
     limits: Limits
     tls: Tls | None = None
+    fleet: tuple[str, ...] = ()  # addresses of the members that lend places for servers; none: servers run here
 
     def check(self) -> None:
         """Raises ConfigurationError for what cannot work, SnapshotError for a snapshot that cannot be read."""
@@ -46,6 +52,12 @@ class Plan:
             raise ConfigurationError(f"there is no snapshot at {self.resume}; give the path that a run printed")
         if self.resume is not None:
             read_manifest(self.resume)
+        far = [address for address in self.fleet if not process.is_loopback(host_and_port(address)[0])]
+        if far and process.is_loopback(self.host):
+            raise ConfigurationError(
+                f"servers on {far[0]} cannot reach a coordinator that listens on {self.host}: give --host (SHOAL_HOST) "
+                f"the name or number by which the fleet's machines reach this one"
+            )
         match self.command:
             case () | ("-m",):
                 raise ConfigurationError("there is nothing to run; give a script.py, or -m and a module")
@@ -102,6 +114,7 @@ def prepared(
         token=secrets.token_urlsafe(),
         limits=Limits.from_environment(environment) if limits is None else limits,
         tls=process.tls_from(environment),
+        fleet=members_from(environment),
     )
     plan.check()
     return plan

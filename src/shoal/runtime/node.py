@@ -31,7 +31,6 @@ from shoal.wire.framing import Buffer
 from shoal.wire.speaker import ANYONE, speaker
 
 REDIAL_SECONDS = 0.05
-_NAME = re.compile(r"(?:(?:worker|server)/[a-z0-9-]{1,40}|coordinator)?")  # of a peer; a visitor has none
 
 
 def milliseconds() -> int:
@@ -41,6 +40,8 @@ def milliseconds() -> int:
 
 class Node(ABC):
     """One node of a job. All methods run on its event loop."""
+
+    names = re.compile(r"(?:(?:worker|server)/[a-z0-9-]{1,40}|coordinator)?")  # of peers; a visitor has none
 
     def __init__(self, name: str, job: Job, wrap: Wrap = unwrapped) -> None:
         self.name = name
@@ -262,11 +263,9 @@ class Node(ABC):
                 f"{self.name} speaks protocol {PROTOCOL}, {hello.name} {hello.protocol}: "
                 f"install the same version of shoal on both"
             )
-        elif hello.job != self.job.name:
-            reason = f"{self.name} belongs to job {self.job.name!r}, not to {hello.job!r}: check the address"
-        elif not hmac.compare_digest(hello.token.encode(), self.job.token.encode()):
-            reason = f"the token does not match that of job {self.job.name!r}: set SHOAL_TOKEN to the job's own"
-        elif not _NAME.fullmatch(hello.name) or (hello.name == COORDINATOR and COORDINATOR in self._dialled):
+        elif foreign := self.foreign(hello):
+            reason = foreign
+        elif not self.names.fullmatch(hello.name) or (hello.name == COORDINATOR and COORDINATOR in self._dialled):
             reason = f"{hello.name[:60]!r} is no name that a peer of {self.name} can have"
         else:
             reason = self._admitted(peer, hello)
@@ -276,6 +275,18 @@ class Node(ABC):
         self._strangers.say(f"refused {who} from {peer.connection.address}: {reason}", milliseconds())
         peer.connection.send(m.Refused("Hello", reason))
         peer.connection.close()
+
+    def foreign(self, hello: m.Hello) -> str:
+        """Why a peer does not belong to the job of this node, in words for both; "" if it does."""
+        if hello.job != self.job.name:
+            return f"{self.name} belongs to job {self.job.name!r}, not to {hello.job!r}: check the address"
+        if not self.has_token(hello):
+            return f"the token does not match that of job {self.job.name!r}: set SHOAL_TOKEN to the job's own"
+        return ""
+
+    def has_token(self, hello: m.Hello) -> bool:
+        """Whether it is the right one; it takes as long to say no as to say yes."""
+        return hmac.compare_digest(hello.token.encode(), self.job.token.encode())
 
     def _admitted(self, peer: Peer, hello: m.Hello) -> str:
         """Take a peer in, or a further stream of one that is here; returns why not, or ""."""

@@ -39,8 +39,8 @@ def job_from(environment: Mapping[str, str] = os.environ) -> Job:
     Raises ConfigurationError for what cannot be, files of TLS that cannot be used among it.
     """
     return Job(
-        name=_text("SHOAL_JOB", environment, Job.name),
-        token=_text("SHOAL_TOKEN", environment, ""),
+        name=text_from("SHOAL_JOB", environment, Job.name),
+        token=text_from("SHOAL_TOKEN", environment, ""),
         tls=tls_from(environment),
         workers=_whole("SHOAL_WORKERS", environment, 1),
         servers=_whole("SHOAL_SERVERS", environment, 1),
@@ -49,6 +49,16 @@ def job_from(environment: Mapping[str, str] = os.environ) -> Job:
         transport=_one_of(TRANSPORTS, "SHOAL_TRANSPORT", environment),
         limits=Limits.from_environment(environment),
     )
+
+
+def text_from(name: str, environment: Mapping[str, str] = os.environ, default: str = "") -> str:
+    """The variable's value; ConfigurationError if it is longer than TEXT_LENGTH_MAX, or not printable."""
+    value = environment.get(name, default)
+    if len(value) > TEXT_LENGTH_MAX or not value.isprintable():
+        raise ConfigurationError(
+            f"{name} has {len(value)} characters; it must be at most {TEXT_LENGTH_MAX}, all of them printable"
+        )
+    return value
 
 
 def rank_from(name: str, environment: Mapping[str, str] = os.environ) -> int:
@@ -67,12 +77,15 @@ def tls_from(environment: Mapping[str, str] = os.environ) -> Tls | None:
     return None if tls is None else transport_tls.verified(tls)
 
 
-def check_exposure(address: str, job: Job) -> None:
-    """Off loopback a token is required (ConfigurationError), and without TLS a line says who can read along."""
-    if not address.startswith(f"{SCHEME}://") or _is_loopback(host_and_port(address)[0]):
+def check_exposure(address: str, job: Job, variable: str = "SHOAL_TOKEN") -> None:
+    """Off loopback a token is required (ConfigurationError), and without TLS a line says who can read along.
+
+    variable: where the token would have been read from.
+    """
+    if not address.startswith(f"{SCHEME}://") or is_loopback(host_and_port(address)[0]):
         return
     if not job.token:
-        raise ConfigurationError(f"{address} can be reached from other machines: set SHOAL_TOKEN on every process")
+        raise ConfigurationError(f"{address} can be reached from other machines: set {variable} on every process")
     if job.tls is None:
         print(
             f"shoal: warning: {address} can be reached from other machines, and without TLS whoever sees the network's "
@@ -81,6 +94,15 @@ def check_exposure(address: str, job: Job) -> None:
             file=sys.stderr,
             flush=True,
         )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a listener there; a name, when all that it stands for is so."""
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except OSError:
+        return False  # listening will say what is wrong with it
+    return all(ipaddress.ip_address(number).is_loopback for number in found)
 
 
 def beside(name: str) -> ThreadPoolExecutor:
@@ -115,24 +137,6 @@ async def _until_halted(main: Callable[[], Coroutine[Any, Any, Node]]) -> None:
         await asyncio.sleep(FLUSH_SECONDS)
     if reason:
         raise JobError(reason)
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a listener there; a name, when all that it stands for is so."""
-    try:
-        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    except OSError:
-        return False  # listening will say what is wrong with it
-    return all(ipaddress.ip_address(number).is_loopback for number in found)
-
-
-def _text(name: str, environment: Mapping[str, str], default: str) -> str:
-    value = environment.get(name, default)
-    if len(value) > TEXT_LENGTH_MAX or not value.isprintable():
-        raise ConfigurationError(
-            f"{name} has {len(value)} characters; it must be at most {TEXT_LENGTH_MAX}, all of them printable"
-        )
-    return value
 
 
 def _one_of(known: Sequence[str], name: str, environment: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Asks a coordinator for the state of its job, as a visitor who is no member: one blocking call."""
+"""Asks a coordinator for the state of its job, or a fleet's member for its places, as a visitor: one blocking call."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TypeVar
 from shoal.config import PROTOCOL, Limits, Tls
 from shoal.errors import ConfigurationError, DeadlineError, JobError, ProtocolError, RefusedError
 from shoal.transport import tls as transport_tls
+from shoal.wire import fleet
 from shoal.wire import messages as m
 from shoal.wire.framing import Decoder, encode
 
@@ -29,22 +30,37 @@ def status(address: str, job: str, token: str, deadline_ms: int, tls: Tls | None
     name, token or certificate on either side, ProtocolError when the other side is no Shoal coordinator,
     DeadlineError when it does not answer within deadline_ms, ConfigurationError when the address is not one.
     """
+    hello = m.Hello(PROTOCOL, job, token, "")
+    return _asked("the coordinator", address, hello, m.StatusRequest(), m.Status, deadline_ms, tls)
+
+
+def places(address: str, token: str, deadline_ms: int, tls: Tls | None = None) -> fleet.Places:
+    """The Places of the fleet's member at `address`, for who has the fleet's token. Raises as `status` does."""
+    hello = m.Hello(PROTOCOL, fleet.FLEET, token, "")
+    return _asked("the fleet member", address, hello, fleet.PlacesRequest(), fleet.Places, deadline_ms, tls)
+
+
+def _asked(
+    who: str, address: str, hello: m.Hello, request: m.Message, expected: type[Reply], deadline_ms: int, tls: Tls | None
+) -> Reply:
+    """The answer to one request."""
     tls = tls or Tls.from_environment()
     host, port = _host_and_port(address)
     until = time.monotonic() + deadline_ms / 1000
     try:
         with _connected(host, port, deadline_ms, tls) as connection:
-            replies = _Replies(connection, address, until)
-            connection.sendall(encode(m.Hello(PROTOCOL, job, token, "")))
+            replies = _Replies(connection, f"{who} at {address}", until)
+            connection.sendall(encode(hello))
             replies.next(m.Accepted)
-            connection.sendall(encode(m.StatusRequest()))
-            return replies.next(m.Status)
+            connection.sendall(encode(request))
+            return replies.next(expected)
     except TimeoutError:
-        raise DeadlineError(f"the coordinator at {address} did not answer for its status in {deadline_ms} ms") from None
+        raise DeadlineError(f"{who} at {address} did not answer for its status in {deadline_ms} ms") from None
     except ssl.SSLError as error:
-        raise RefusedError(f"the coordinator at {address}: {transport_tls.reason(error)}") from None
+        raise RefusedError(f"{who} at {address}: {transport_tls.reason(error)}") from None
     except OSError as error:
-        raise JobError(f"no coordinator can be reached at {address} ({error.strerror or error})") from None
+        kind = who.removeprefix("the ")
+        raise JobError(f"no {kind} can be reached at {address} ({error.strerror or error})") from None
 
 
 def _connected(host: str, port: int, deadline_ms: int, tls: Tls | None) -> socket.socket:
@@ -62,9 +78,9 @@ def _connected(host: str, port: int, deadline_ms: int, tls: Tls | None) -> socke
 class _Replies:
     """The messages that come back on one connection."""
 
-    def __init__(self, connection: socket.socket, address: str, until: float) -> None:
+    def __init__(self, connection: socket.socket, who: str, until: float) -> None:
         self._connection = connection
-        self._address = address
+        self._who = who
         self._until = until
         self._arrived: deque[m.Message] = deque()
         self._decoder = Decoder(_LIMITS, _discard, self._deliver)
@@ -78,15 +94,15 @@ class _Replies:
             self._connection.settimeout(max(self._until - time.monotonic(), 0.001))
             data = self._connection.recv(_READ_BYTES)
             if not data:
-                raise JobError(f"the coordinator at {self._address} closed the connection; the job is ending")
+                raise JobError(f"{self._who} closed the connection; it is ending")
             self._decoder.feed(data)
         message = self._arrived.popleft()
         if isinstance(message, expected):
             return message
         if isinstance(message, m.Refused):
-            raise RefusedError(f"the coordinator at {self._address} refused: {message.reason}")
+            raise RefusedError(f"{self._who} refused: {message.reason}")
         raise ProtocolError(
-            f"the coordinator at {self._address} answered {type(message).__name__} instead of {expected.__name__}"
+            f"{self._who} answered {type(message).__name__} instead of {expected.__name__}"
         )
 
 

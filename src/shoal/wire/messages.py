@@ -31,7 +31,8 @@ Who sends what to whom, in the order of a job's life:
     worker   -> coordinator  Resume              answered by  Resumed | Fenced
     coord.   -> any          Fenced, Stop
 
-Every request may be repeated: the answer is the same and nothing happens twice.
+Every request may be repeated: the answer is the same and nothing happens twice. What a launcher and the members of a
+fleet say to each other is in fleet.py, and no business of a job's nodes: these ignore it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from __future__ import annotations
 import msgspec
 
 from shoal.vocabulary import Block, Dataset, Lease
+from shoal.wire import fleet
 from shoal.wire.forming import (
     Accepted,
     Attach,
@@ -220,7 +222,7 @@ Any = (
     | Applied | Released | Waiting | Parameters | Copied | Pull | Moved | Refresh | LeaseRequest | Granted
     | SnapshotRequest | Saved | SnapshotDone | Leave | Left | Fenced | Stop | Heartbeat | Alive | Report
     | StatusRequest | Status | Recover | Recovered | Introduce | Resume | Resumed | Placed | Prepare | Forward | Held
-    | Fill | Filled | Whole
+    | Fill | Filled | Whole | fleet.Any
 )  # fmt: skip
 
 __all__ = [

@@ -6,8 +6,10 @@ So a peer that is confused, or of ill will, can spoil its own part and nobody el
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import get_args
 
 from shoal.vocabulary import COORDINATOR, server_name, worker_name
+from shoal.wire import fleet
 from shoal.wire import messages as m
 
 ANYONE = ""
@@ -75,6 +77,7 @@ def _rank(message: m.Join) -> str:
 
 
 _SPEAKERS: dict[type[m.Message], Callable[..., str]] = {
+    **dict.fromkeys(get_args(fleet.Any), _anyone),  # the nodes of a job ignore it; a fleet's own know who may say it
     # A heartbeat may be on its way while a worker that asked for any rank takes the name it got.
     **dict.fromkeys((m.Hello, m.Accepted, m.Refused, m.StatusRequest, m.Heartbeat), _anyone),
     **dict.fromkeys(

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.errors import StartupError
-from shoal.launch.child import Child, Exited, Line
+from shoal.launch.child import ChildProcess, Exited, Line
 
 Cluster = dict[str, list[str]]  # the addresses of each job's tasks
 
@@ -61,7 +61,7 @@ def start(workers: int, cores: int) -> Cluster:
         for index in range(len(hosts)):
             task = {"cluster": cluster, "task": {"type": job, "index": index}}
             facts = {"TF_CONFIG": json.dumps(task), "OMP_NUM_THREADS": str(threads)}
-            Child(f"tensorflow {job} {index}", PROGRAM, {**os.environ, **facts}, _tell)
+            ChildProcess(f"tensorflow {job} {index}", PROGRAM, {**os.environ, **facts}, _tell)
     until = time.monotonic() + START_SECONDS
     for job, hosts in cluster.items():
         for index, host in enumerate(hosts):
