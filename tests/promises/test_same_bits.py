@@ -43,7 +43,7 @@ PLACES = {
     **LATE,
     **LONG,
     "2 servers with 2 replicas": Setting(servers=2, replicas=2),
-    "2 servers with 3 replicas, tcp, bad network": Setting(servers=2, replicas=3, scheme="tcp", faults=BAD_NETWORK, seed=7),
+    "2 servers with 3 replicas, bad network": Setting(2, "tcp", replicas=3, faults=BAD_NETWORK, seed=7),
     "2 servers with 2 replicas, shared memory": Setting(servers=2, replicas=2, scheme="shm"),
     "1 server with 2 replicas, shared memory, the last worker late": Setting(replicas=2, scheme="shm", late_s=0.04),
 }

@@ -20,11 +20,14 @@ Transport = Annotated[
     ),
 ]
 
+Replicas = Annotated[int, typer.Option(help="Processes that hold each server's part, so that one of them may die.")]
+
 
 def run(
     command: Annotated[list[str], typer.Argument(metavar="SCRIPT [ARGS]", help="The script and its arguments.")],
     workers: Annotated[int, typer.Option(help="Processes that run the script.")] = 2,
     servers: Annotated[int, typer.Option(help="Processes that hold the parameters.")] = 1,
+    replicas: Replicas = 1,
     module: Annotated[bool, typer.Option("-m", help="SCRIPT is a module, as in python -m.")] = False,
     max_restarts: Annotated[int, typer.Option(help="How often killed workers are started again, in all.")] = 3,
     resume: Annotated[Path | None, typer.Option(help="Begin from this snapshot.", metavar="PATH")] = None,
@@ -64,6 +67,14 @@ def run(
     use_tls(tls_cert, tls_key, tls_ca)
     environment = os.environ | {"SHOAL_TRANSPORT": transport, "SHOAL_FLEET": fleet}
     status = launch(
-        arguments, workers, servers, host=host, port=port, max_restarts=max_restarts, resume=resume, env=environment
+        arguments,
+        workers,
+        servers,
+        host=host,
+        port=port,
+        max_restarts=max_restarts,
+        replicas=replicas,
+        resume=resume,
+        env=environment,
     )
     raise typer.Exit(status)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_origin, get_type_hints
 
 import typer
 
-from shoal.cli.run import Transport
+from shoal.cli.run import Replicas, Transport
 from shoal.cli.secure import TlsCa, TlsCert, TlsKey, use_tls
 from shoal.errors import ConfigurationError, JobError, ShoalError
 from shoal.launch.plan import prepared
@@ -32,6 +32,7 @@ train = typer.Typer(name="train", help="Train a model by a recipe.", no_args_is_
 def gpt(
     ctx: typer.Context,
     servers: Annotated[int, typer.Option(help="Processes that hold the parameters.")] = 2,
+    replicas: Replicas = 1,
     max_restarts: Annotated[int, typer.Option(help="How often killed workers are started again, in all.")] = 3,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run.", metavar="DIR", show_default=f"{OUT_DEFAULT}, or -2, ...")
@@ -64,12 +65,14 @@ def gpt(
     )
     if report is not None:
         _check_report(report)
-    prepared(_command(folder), settings.workers, servers, max_restarts=max_restarts, resume=snapshot)
+    prepared(
+        _command(folder), settings.workers, servers, max_restarts=max_restarts, replicas=replicas, resume=snapshot
+    )
     with folder.held():  # nothing is written before all that can be known is known to be well
         before = folder.finished()
         folder.begin(settings, tokenizer)
         typer.echo(f"the run's folder: {folder.path}")
-        _run(folder, settings, servers, max_restarts, snapshot, transport)
+        _run(folder, settings, servers, replicas, max_restarts, snapshot, transport)
         result = folder.result()
         if result is None or folder.finished() == before:
             gone = "worker 0, which writes it, was gone by then"
@@ -80,7 +83,13 @@ def gpt(
 
 
 def _run(
-    folder: Folder, settings: Settings, servers: int, max_restarts: int, snapshot: Path | None, transport: str
+    folder: Folder,
+    settings: Settings,
+    servers: int,
+    replicas: int,
+    max_restarts: int,
+    snapshot: Path | None,
+    transport: str,
 ) -> None:
     """Train; leaves by typer.Exit when the script ends badly."""
     from shoal.cli.live import view
@@ -94,6 +103,7 @@ def _run(
             servers,
             host=os.environ.get("SHOAL_HOST") or "127.0.0.1",
             max_restarts=max_restarts,
+            replicas=replicas,
             resume=snapshot,
             on_line=shown.line,
             on_status=shown.status,

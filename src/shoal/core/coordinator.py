@@ -658,7 +658,7 @@ class Coordinator:
         placed = self.replicas.shard(server.index) >= 0
         effects, end = self.failover.lost(server, why)
         if placed and self.phase == FORMING:
-            who = f"server {server.index} ({server.address}, process {server.pid})"
+            who = f"server {server.index} (process {server.pid} on {server.host})"
             return self._stop(f"{who} died at version {server.version}, before the job began: start it again")
         if not end:
             return effects + self._decide(now)

@@ -78,7 +78,7 @@ class Failover:
         shard, led = self.replicas.shard(server.index), self.replicas.leads(server.index)
         del self.membership.servers[server.index]
         self.log.leave(server.index)
-        who = f"server {server.index} ({server.address}, process {server.pid})"
+        who = f"server {server.index} (process {server.pid} on {server.host})"
         alive = self.replicas.remove(server.index)
         if not alive:
             return [], f"{who} died at version {server.version}: {why}"

@@ -41,6 +41,12 @@ class Filling:
             gift = self.gifts[server] = Gift(list(blocks), Backoff(self.limits.resend_ms))
             gift.silence.start(now)
 
+    def again(self, server: int) -> None:
+        """The connection to this server is there, or there again: what was under way may be lost."""
+        gift = self.gifts.get(server)
+        if gift is not None:
+            gift.under_way, gift.told = (), gift.follows
+
     def acknowledged(self, server: int, blocks: Iterable[int], now: int) -> None:
         """The server has these blocks."""
         gift = self.gifts.get(server)

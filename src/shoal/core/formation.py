@@ -46,6 +46,7 @@ class Formation:
             self.membership.servers[register.server] = server
         else:
             known.heard_at, known.broken_at = now, None
+        self.replicas.arrange(self.membership.servers)
         waiting = [member for member in self.membership.ordered() if member.state == JOINED]
         welcomes = [effect for member in waiting for effect in self.welcome(member, worker_name(member.worker))]
         return [k.Send(name, m.Registered(self.epoch)), *welcomes]

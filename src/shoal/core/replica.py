@@ -16,7 +16,7 @@ from shoal.core.backoff import Backoff
 from shoal.core.filling import Filling
 from shoal.optim.registry import rule_for
 from shoal.placement import cut
-from shoal.vocabulary import COORDINATOR, Weighted, server_name
+from shoal.vocabulary import COORDINATOR, Weighted, node_number, server_name
 from shoal.wire import messages as m
 
 Key = tuple[int, int]  # epoch and number of an update that is prepared
@@ -152,7 +152,8 @@ class Replica:
         self.sum, self.asked, self.over = (), None, self.key
 
     def regained(self, peer: str) -> list[k.Effect]:
-        """A backup is back: what it may have missed of the sum that is held."""
+        """A backup is back: what it may have missed of the sum that is held, or of its shard."""
+        self.filling.again(node_number(peer))
         if self.asked is None or not self.sum or not self.leads or (self.asked.epoch, self.asked.number) != self.key:
             return []
         epoch, number, contributors = self.asked.epoch, self.asked.number, self.asked.contributors

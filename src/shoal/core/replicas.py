@@ -6,7 +6,7 @@ never comes back under its number; every change is a new view, which nodes of ol
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from shoal.core.membership import Server
@@ -24,6 +24,7 @@ class Replicas:
     filling: set[int] = field(default_factory=set)  # backups that do not have all of their shard yet
     creating: dict[int, int] = field(default_factory=dict)  # server -> shard that it makes room for
     gone: set[int] = field(default_factory=set)
+    arranged: bool = False  # over hosts
 
     def __post_init__(self) -> None:
         if not self.chains:
@@ -55,6 +56,20 @@ class Replicas:
     def leads(self, server: int) -> int:
         """The shard whose primary it is; -1: none."""
         return next((shard for shard, chain in enumerate(self.chains) if chain and chain[0] == server), -1)
+
+    def arrange(self, servers: Mapping[int, Server]) -> None:
+        """Before the job begins: let the replicas of a shard be on different hosts, as far as there are any."""
+        if self.arranged or any(server not in servers for server in range(self.first)):
+            return
+        self.arranged = True
+        free = list(range(self.shards, self.first))
+        self.chains = [[shard] for shard in range(self.shards)]
+        for _ in range(1, self.copies):
+            for chain in self.chains:
+                hosts = {servers[server].host for server in chain}
+                chosen = next((server for server in free if servers[server].host not in hosts), free[0])
+                free.remove(chosen)
+                chain.append(chosen)
 
     def remove(self, server: int) -> bool:
         """The server is gone; returns whether its shard still has a server with all of it."""

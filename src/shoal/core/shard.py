@@ -128,7 +128,7 @@ class Shard:
                 self.register = msgspec.structs.replace(self.register, version=self.version, holds=holds)
                 return [k.Send(COORDINATOR, self.register)]
             case k.Regained(peer):
-                return self.replica.regained(peer)
+                return self.replica.regained(peer) + self._between(now)
             case _:
                 return []
 
@@ -235,7 +235,8 @@ class Shard:
         self.blocks = owned(create.spec, create.shard, create.shards)
         self.replica.begin(create, self.blocks)
         part = self.replica.take_part(now)
-        return part + self._run(k.CreateTable(create.spec, create.shard, create.shards, create.replicated, not create.fresh))
+        facts = (create.spec, create.shard, create.shards, create.replicated)
+        return part + self._run(k.CreateTable(*facts, absent=not create.fresh))
 
     def _placed(self, placed: m.Placed, now: int) -> list[k.Effect]:
         """Who holds what has changed; this server may be the one that leads now."""

@@ -13,12 +13,14 @@ script's own.
     the coordinator is killed,     the same, once the job runs: another one takes over where it was
     or answers nothing for half
     of lease_ms
+    a server ends, with replicas   another one is started (it counts as a restart) and given its part by those that
+                                   have it; one that the coordinator took for dead is killed first
     a server ends, or the          JobError (StartupError before the job began), naming it and the way on,
     coordinator by itself          unless all of them end with 0: then the job was told that it is over
     Ctrl-C, SIGTERM, SIGHUP        the job ends with 128 + the signal's number (130 for Ctrl-C)
 
 How a node is told what it is: SHOAL_JOB, SHOAL_TOKEN (a fresh secret), SHOAL_COORDINATOR (an address),
-SHOAL_WORKERS, SHOAL_SERVERS, SHOAL_RANK (workers), SHOAL_SERVER_INDEX (servers), SHOAL_EPOCH (a
+SHOAL_WORKERS, SHOAL_SERVERS, SHOAL_REPLICAS, SHOAL_RANK (workers), SHOAL_SERVER_INDEX (servers), SHOAL_EPOCH (a
 coordinator that takes over), SHOAL_RESUME (a snapshot, if any), and the limits as SHOAL_<LIMIT>.
 Coordinator and servers print one line "SHOAL READY <address>" when they are, the coordinator "SHOAL
 BEGUN" when the job runs; what makes them give up, they print as "shoal: error: ...".
@@ -47,7 +49,7 @@ from shoal.launch.jobs import JobRecord, published
 from shoal.launch.plan import Plan, prepared
 from shoal.launch.printer import Printer
 from shoal.launch.pulse import Seen, Silent, pulse
-from shoal.vocabulary import COORDINATOR, node_number
+from shoal.vocabulary import COORDINATOR, node_number, server_name
 from shoal.wire.messages import Status
 
 COORDINATOR_PROGRAM = ("-m", "shoal.runtime.coordinator")
@@ -74,6 +76,7 @@ def launch(
     host: str = "127.0.0.1",
     port: int = 0,
     max_restarts: int = 3,
+    replicas: int = 1,
     resume: Path | None = None,
     on_line: OnLine | None = None,
     on_status: OnStatus | None = None,
@@ -82,6 +85,8 @@ def launch(
     limits: Limits | None = None,
 ) -> int:
     """Runs `command` on `workers` workers against `servers` servers and returns its exit status.
+
+    replicas: server processes that hold each part of the parameters; with 2 or more the death of one ends nothing.
 
     command: ("script.py", arguments...) or ("-m", "module", arguments...). env: the workers' and nodes'
     environment in place of this process's. port 0: any free one. resume: a snapshot to begin from.
@@ -103,6 +108,7 @@ def launch(
         host=host,
         port=port,
         max_restarts=max_restarts,
+        replicas=replicas,
         resume=resume,
         environment=environment,
         limits=limits,
@@ -153,6 +159,8 @@ class _Launch:
         self._left: tuple[str, float] | None = None  # the first node that ended with 0; the others follow by then
         self._restarts = 0
         self._epoch = 1  # of the coordinator
+        self._servers = 0  # started so far
+        self._known: set[Child] = set()  # servers that the coordinator has counted as its own
         self._fleet: Fleet | None = None  # lends places for servers
         self._verdict: _Verdict | None = None
 
@@ -165,8 +173,8 @@ class _Launch:
             self._attend(until=lambda: bool(self._coordinator))
             if self._verdict is None:
                 stack.enter_context(published(self._record))
-                for index in range(self._plan.servers):
-                    self._start_node(f"server {index}", SERVER_PROGRAM, SHOAL_SERVER_INDEX=index)
+                for _ in range(self._plan.server_processes):
+                    self._start_server()
                 for rank in range(self._plan.workers):
                     self._start_worker(rank)
                 stack.enter_context(pulse(self._record, self._plan.limits.lease_ms, self._events.put))
@@ -189,6 +197,11 @@ class _Launch:
 
     def _start_coordinator(self, listen: str, **facts: object) -> None:
         self._start_node(COORDINATOR, (*COORDINATOR_PROGRAM, "--listen", listen), **facts)
+
+    def _start_server(self, **facts: object) -> None:
+        """Another server: no two of a job have the same number, not even one after the other."""
+        self._start_node(f"server {self._servers}", SERVER_PROGRAM, SHOAL_SERVER_INDEX=self._servers, **facts)
+        self._servers += 1
 
     def _start_worker(self, rank: int) -> None:
         threads = max(1, len(os.sched_getaffinity(0)) // self._plan.workers)
@@ -238,6 +251,7 @@ class _Launch:
                 self._verdict = _Verdict(time.monotonic(), 128 + number)
             case Seen(job_status):
                 self._check_forming(job_status)
+                self._check_servers(job_status)
                 if self._on_status is not None:
                     self._on_status(job_status)
             case Silent(milliseconds):
@@ -287,13 +301,43 @@ class _Launch:
                 self._say(f"{child.name} (pid {child.pid}) {silent}: it is killed")
                 child.signal(signal.SIGKILL)
 
+    def _check_servers(self, status: Status) -> None:
+        """A server that the coordinator took for dead is killed, if it is not: another one can take its place."""
+        members = {member.name for member in status.members}
+        for child in self._nodes:
+            if not self._has_replicas(child) or status.phase != "running" or self._verdict is not None:
+                continue
+            if server_name(node_number(child.name.replace(" ", "/"))) in members:
+                self._known.add(child)
+            elif child in self._known:
+                self._known.discard(child)
+                self._say(f"{child.name} (pid {child.pid}) was taken for dead by the coordinator: it is killed")
+                child.signal(signal.SIGKILL)
+
     def _takes_over(self, child: Child) -> bool:
         """Whether it is a coordinator in the place of another one: the job is under way."""
         return child.name == COORDINATOR and self._epoch > 1
 
+    def _has_replicas(self, child: Child) -> bool:
+        """Whether it is a server whose part others have, too: without it the job goes on."""
+        return child.name != COORDINATOR and self._plan.replicas > 1 and self._begun
+
+    def _server_ended(self, who: str, status: int) -> None:
+        """Another one is started; once no restart is left, the job goes on with fewer."""
+        if self._verdict is None and self._restarts < self._plan.max_restarts:
+            self._restarts += 1
+            self._say(f"{who}; another one is started (restart {self._restarts} of {self._plan.max_restarts})")
+            self._start_server(SHOAL_RESUME="")  # the others know more than any snapshot
+        elif self._verdict is None:
+            self._say(f"{who}, and no restart is left of {self._plan.max_restarts} (--max-restarts): the job goes on")
+
     def _node_ended(self, child: Child, status: int) -> None:
         who = f"{child.name} (pid {child.pid}) {_ending(status)}"
-        if self._ready_by.pop(child, None) is not None and not self._takes_over(child):
+        self._known.discard(child)
+        if self._has_replicas(child) and status != 0:
+            self._ready_by.pop(child, None)
+            self._server_ended(f"{who}{_why(child)}", status)
+        elif self._ready_by.pop(child, None) is not None and not self._takes_over(child):
             self._decide(StartupError(f"{who} before it was ready{_why(child)}"))
         elif child.name == COORDINATOR and self._begun and self._may_start_again(who, status):
             self._epoch += 1
@@ -326,6 +370,10 @@ class _Launch:
             return
         now = time.monotonic()
         late = [child for child, by in self._ready_by.items() if now >= by]
+        for child in [child for child in late if self._has_replicas(child)]:
+            late.remove(child)
+            del self._ready_by[child]
+            child.signal(signal.SIGKILL)
         if late:
             names = ", ".join(f"{child.name} (pid {child.pid}){_why(child)}" for child in late)
             limit = f"start_ms={self._plan.limits.start_ms}"

@@ -37,11 +37,12 @@ class Plan:
     token: str
     limits: Limits
     tls: Tls | None = None
+    replicas: int = 1  # of each server's part: so many processes hold it
     fleet: tuple[str, ...] = ()  # addresses of the members that lend places for servers; none: servers run here
 
     def check(self) -> None:
         """Raises ConfigurationError for what cannot work, SnapshotError for a snapshot that cannot be read."""
-        for name, value in (("workers", self.workers), ("servers", self.servers)):
+        for name, value in (("workers", self.workers), ("servers", self.servers), ("replicas", self.replicas)):
             if value < 1:
                 raise ConfigurationError(f"a job needs at least 1 of its {name}, not {value}")
         if not 0 <= self.port < 1 << 16:
@@ -71,6 +72,11 @@ class Plan:
         """The address the coordinator is to listen at."""
         return f"tcp://{self.host}:{self.port}"
 
+    @property
+    def server_processes(self) -> int:
+        """How many there are at first."""
+        return self.servers * self.replicas
+
     def environment(self, base: Mapping[str, str], facts: Mapping[str, object]) -> dict[str, str]:
         """The environment of one process of the job; facts are what tells it from the others."""
         kept = {name: value for name, value in base.items() if name not in _IDENTITY}
@@ -82,7 +88,8 @@ class Plan:
             "SHOAL_TOKEN": self.token,
             "SHOAL_WORKERS": str(self.workers),
             "SHOAL_SERVERS": str(self.servers),
-            "SHOAL_SERVER_THREADS": base.get("SHOAL_SERVER_THREADS") or str(max(1, cores // self.servers)),
+            "SHOAL_REPLICAS": str(self.replicas),
+            "SHOAL_SERVER_THREADS": base.get("SHOAL_SERVER_THREADS") or str(max(1, cores // self.server_processes)),
             "PYTHONUNBUFFERED": "1",
         }
         tls = {} if self.tls is None else self.tls.environment()
@@ -97,6 +104,7 @@ def prepared(
     host: str = "127.0.0.1",
     port: int = 0,
     max_restarts: int = 3,
+    replicas: int = 1,
     resume: Path | None = None,
     environment: Mapping[str, str] = os.environ,
     limits: Limits | None = None,
@@ -109,6 +117,7 @@ def prepared(
         host=host,
         port=port,
         max_restarts=max_restarts,
+        replicas=replicas,
         resume=resume,
         job=environment.get("SHOAL_JOB") or f"{title(command)}-{os.getpid()}",
         token=secrets.token_urlsafe(),
