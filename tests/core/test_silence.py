@@ -48,7 +48,7 @@ def test_a_stop_of_ones_own_does_not_count(stopped_ms: int) -> None:
 def member() -> Session:
     session = Session(LIMITS)
     session.step(s.Begin(3, 1, 1, "tcp://127.0.0.1:4000"), 0)
-    session.step(k.Received(COORDINATOR, m.Welcome(3, 0, 1, ("address",))), 0)
+    session.step(k.Received(COORDINATOR, m.Welcome(3, 0, 1, m.Placed(1, ((0,),), (), ((0, "address"),)))), 0)
     return session
 
 

@@ -15,6 +15,7 @@ from shoal.cli.fleet import fleet_app
 from shoal.cli.run import run
 from shoal.cli.sample import sample
 from shoal.cli.serve import serve
+from shoal.cli.servers import servers_app
 from shoal.cli.snapshot import snapshot
 from shoal.cli.status import status
 from shoal.cli.train import train
@@ -51,6 +52,7 @@ app.command(
 )(run)
 app.command()(serve)
 app.command()(status)
+app.add_typer(servers_app)
 app.add_typer(fleet_app)
 app.command()(sample)
 app.add_typer(snapshot)

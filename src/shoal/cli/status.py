@@ -45,7 +45,7 @@ def status(
     from rich.live import Live
 
     use_tls(tls_cert, tls_key, tls_ca)
-    record, others = _find(address)
+    record, others = find_job(address)
     for other in others:
         typer.echo(f"another job runs: {other.job} at {other.address}", err=True)
     if as_json:
@@ -114,7 +114,7 @@ def _cells(member: MemberStatus) -> tuple[str, ...]:
     )
 
 
-def _find(address: str | None) -> tuple[JobRecord, list[JobRecord]]:
+def find_job(address: str | None) -> tuple[JobRecord, list[JobRecord]]:
     """The job that is meant, and the others that run on this machine."""
     from shoal.launch.jobs import JobRecord, running
 

@@ -141,6 +141,10 @@ class Coordinator:
                 return self._from_server(message, now) if message.server in self.membership.servers else []
             case m.StatusRequest():
                 return [k.Send(source, status(self, now))]
+            case m.Drain(what) if self.phase == RUNNING:
+                return self.failover.drain(source, what) + self._decide(now)
+            case m.Drain():
+                return [k.Send(source, m.Draining((), f"job {self.job.name} is {self.phase}: ask again when it runs"))]
             case m.Heartbeat(name=name) if name != source:
                 return []  # its sender has just taken another name
             case m.Heartbeat(name=name) if name.startswith("server/"):
@@ -167,7 +171,7 @@ class Coordinator:
             case m.Applied():
                 return self._applied(message, now)
             case m.Whole(server=server):
-                return self.failover.whole(server)
+                return self.failover.whole(server) + self._decide(now)
             case m.Held():
                 return self._held(now) if self.proposals.held(message) else []
             case m.Norms() if leads >= 0 and self.spec is not None:
@@ -341,7 +345,7 @@ class Coordinator:
             return []
         if recovery.spec is None:
             return self._stop(f"the coordinator of job {self.job.name} died before the job began: start it again")
-        outdated = self.replicas.recover(recovery.answers.values())
+        outdated = self.replicas.recover(recovery.answers.values(), recovery.stable)
         if self.replicas.lost:
             return self._stop(
                 f"shards {self.replicas.lost} were lost while the coordinator was: no server that answered the one of "
@@ -618,7 +622,7 @@ class Coordinator:
         if self.watch.slept(now):
             self.membership.excuse(now)
             self.started_at = now
-        patience_ms = limits.lease_ms // 2 if self.replicas.replicated else limits.lease_ms
+        patience_ms = limits.lease_ms // 2 if self.recovery.enough(self.replicas) else limits.lease_ms
         if self.phase == RECOVERING and self.recovery.accounts is None and now - self.started_at >= patience_ms:
             silent = self.recovery.silent(self.replicas.first)
             if not self.replicas.replicated or not self.recovery.answers:

@@ -71,10 +71,36 @@ class Failover:
         if not self.replicas.whole(index):
             return []
         done = f"server {index} is a full replica of shard {self.replicas.shard(index)} at version {self.log.version}"
-        return [k.Log(done), *self.announce()]
+        return [k.Log(done), *self.announce(), *self._retire()]
 
-    def lost(self, server: Server, why: str) -> tuple[list[k.Effect], str]:
-        """The server is gone. Returns what is to be done, and why the job cannot go on, or ""."""
+    def drain(self, source: str, what: str) -> list[k.Effect]:
+        """Let a server, or all of a host, go as soon as others have all that they have."""
+        known = self.membership.servers
+        chosen = [index for index, server in sorted(known.items()) if what in (server_name(index), server.host)]
+        error = ""
+        if not self.replicas.replicated:
+            error = f"job {self.job.name} has no replicas (--replicas): nobody could take over from a server"
+        elif not chosen:
+            hosts = ", ".join(sorted({server.host for server in known.values()}))
+            error = f"no server or host is named {what!r}; there are {', '.join(map(server_name, known))} on {hosts}"
+        if error:
+            return [k.Send(source, m.Draining((), error))]
+        self.replicas.draining.update(chosen)
+        log = k.Log(f"{', '.join(f'server {index}' for index in chosen)} will leave once others have their part")
+        return [k.Send(source, m.Draining(tuple(chosen))), log, *self.refill(), *self._retire()]
+
+    def _retire(self) -> list[k.Effect]:
+        """Servers that are drained leave."""
+        effects: list[k.Effect] = []
+        for index in self.replicas.drained():
+            server = self.membership.servers.get(index)
+            self.replicas.draining.discard(index)
+            if server is not None:
+                effects += self.lost(server, "it was drained", parted=True)[0]
+        return effects
+
+    def lost(self, server: Server, why: str, parted: bool = False) -> tuple[list[k.Effect], str]:
+        """The server is gone. Returns what is to be done, and why the job cannot go on, or "". parted: as it was to."""
         shard, led = self.replicas.shard(server.index), self.replicas.leads(server.index)
         del self.membership.servers[server.index]
         self.log.leave(server.index)
@@ -83,7 +109,8 @@ class Failover:
         if not alive:
             return [], f"{who} died at version {server.version}: {why}"
         self.proposals.drop()
-        effects: list[k.Effect] = [k.Send(server_name(server.index), m.Stop(f"{who} was taken for dead: {why}"))]
+        reason = "" if parted else f"{who} was taken for dead: {why}"
+        effects: list[k.Effect] = [k.Send(server_name(server.index), m.Stop(reason))]
         if shard < 0:
             return [*effects, k.Log(f"{who}, a spare, is gone: {why}")], ""
         if led >= 0:

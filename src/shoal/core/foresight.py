@@ -34,7 +34,12 @@ class Foresight:
         if len(foreseen) < CONTRIBUTIONS_MIN or foreseen == self.told[: len(foreseen)]:
             return []
         self.told = foreseen
-        return [k.Send(server_name(primary), m.Foresee(epoch, foreseen)) for primary in primaries]
+        ready = {member.ready.contributor: member.ready.blocks for member in members if member.ready is not None}
+        blocks = [ready[item.contributor] for item in foreseen]
+        return [
+            k.Send(server_name(primary), m.Foresee(epoch, foreseen, tuple(counts[shard] for counts in blocks)))
+            for shard, primary in enumerate(primaries)
+        ]
 
 
 def expected(members: Sequence[Member], reduction: str) -> tuple[Weighted, ...]:

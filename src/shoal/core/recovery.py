@@ -15,6 +15,7 @@ import msgspec
 from shoal.core.accounts import Accounts
 from shoal.core.commit_log import Entry
 from shoal.core.membership import COMPUTING, DECLARED, IDLE, PARKED, Member
+from shoal.core.replicas import Replicas
 from shoal.ledger import Span
 from shoal.vocabulary import Lease, TableSpec
 from shoal.wire import messages as m
@@ -46,11 +47,27 @@ class Recovery:
             placed = {server for chain in max(views, key=lambda view: view.view).chains for server in chain}
         return sorted(placed - self.answers.keys())
 
+    def enough(self, replicas: Replicas) -> bool:
+        """Whether every shard is whole on some server that has answered."""
+        views = [answer.placed for answer in self.answers.values() if answer.placed is not None]
+        chains = max(views, key=lambda view: view.view).chains if views else replicas.chains
+        whole = {
+            server
+            for server, answer in self.answers.items()
+            if answer.whole and answer.spec is not None and answer.version >= self.stable
+        }
+        return all(whole.intersection(chain) for chain in chains)
+
     @property
     def spec(self) -> TableSpec | None:
         """The job's table; None: it had not begun."""
         found = [answer.spec for answer in self.answers.values() if answer.spec is not None]
         return found[0] if found and self.version > 0 else None
+
+    @property
+    def stable(self) -> int:
+        """Every server that had a place has applied the entries up to this one."""
+        return max((entry.stable for answer in self.answers.values() for entry in answer.entries), default=0)
 
     @property
     def version(self) -> int:

@@ -23,6 +23,7 @@ class Replicas:
     chains: list[list[int]] = field(default_factory=list)
     filling: set[int] = field(default_factory=set)  # backups that do not have all of their shard yet
     creating: dict[int, int] = field(default_factory=dict)  # server -> shard that it makes room for
+    draining: set[int] = field(default_factory=set)  # leave once others have all that they have
     gone: set[int] = field(default_factory=set)
     arranged: bool = False  # over hosts
 
@@ -74,6 +75,7 @@ class Replicas:
     def remove(self, server: int) -> bool:
         """The server is gone; returns whether its shard still has a server with all of it."""
         self.gone.add(server)
+        self.draining.discard(server)
         self.creating.pop(server, None)
         shard = self.shard(server)
         if shard < 0:
@@ -90,7 +92,8 @@ class Replicas:
 
         Of those that have as few servers, one with none on its host goes before; never a second in one process.
         """
-        if server.index in self.creating or self.shard(server.index) >= 0 or not self.replicated:
+        placed = server.index in self.creating or self.shard(server.index) >= 0
+        if placed or server.index in self.draining or not self.replicated:
             return -1
         known = {item.index: item for item in servers}
         found: list[tuple[int, bool, int]] = []
@@ -98,9 +101,10 @@ class Replicas:
             coming = [other for other, its in self.creating.items() if its == shard]
             holders = [known[other] for other in (*chain, *coming) if other in known]
             same = any(holder.process == server.process for holder in holders)
-            if len(chain) + len(coming) < self.copies and not same:
+            count = len(coming) + sum(other not in self.draining for other in chain)
+            if count < self.copies and not same:
                 near = any(holder.host == server.host for holder in holders)
-                found.append((len(chain) + len(coming), near, shard))
+                found.append((count, near, shard))
         return min(found)[2] if found else -1
 
     def join(self, server: int) -> None:
@@ -119,18 +123,31 @@ class Replicas:
         self.view += 1
         return True
 
+    def drained(self) -> list[int]:
+        """Servers that may leave now: as many others as there should be have all that they have."""
+        free: list[int] = []
+        for server in sorted(self.draining):
+            shard = self.shard(server)
+            chain = self.chains[shard] if shard >= 0 else []
+            staying = [other for other in chain if other not in self.draining and other not in self.filling]
+            if shard < 0 or len(staying) >= self.copies:
+                free.append(server)
+        return free
+
     def placed(self, servers: Iterable[Server]) -> m.Placed:
         """What everybody is told."""
         addresses = tuple((item.index, item.address) for item in servers if self.shard(item.index) >= 0)
         return m.Placed(self.view, tuple(map(tuple, self.chains)), tuple(sorted(self.filling)), addresses)
 
-    def recover(self, told: Iterable[m.Recovered]) -> list[int]:
+    def recover(self, told: Iterable[m.Recovered], stable: int) -> list[int]:
         """Take the places that the newest of these views has; returns servers that hold what is out of date.
 
-        Who is placed and did not tell is gone.
+        Who is placed and did not tell is gone, and so is who has not applied the entries up to `stable`, which all
+        that had a place have.
         """
-        answers = {answer.server: answer for answer in told if answer.spec is not None}  # the others follow no log
-        views = [answer.placed for answer in answers.values() if answer.placed is not None]
+        following = {answer.server: answer for answer in told if answer.spec is not None}
+        answers = {server: answer for server, answer in following.items() if answer.version >= stable}
+        views = [answer.placed for answer in following.values() if answer.placed is not None]
         chains = self.chains
         if views:
             newest = max(views, key=lambda placed: placed.view)
@@ -139,7 +156,7 @@ class Replicas:
         self.filling = {server for server in self.servers if not answers[server].whole}
         for chain in self.chains:
             chain.sort(key=lambda server: server in self.filling)
-        return [server for server in answers if self.shard(server) < 0]
+        return [server for server in following if self.shard(server) < 0]
 
     @property
     def lost(self) -> list[int]:

@@ -308,6 +308,8 @@ class Shard:
         """Use the time until the next commit, if there is nothing else to do."""
         busy = self.progress is not None or self.running is not None or bool(self.pending) or self.spec is None
         busy = busy or not self.replica.leads or self.replica.prepared
+        # Who took another server's place has yet to be sent what that one had.
+        busy = busy or not all(map(self._complete, foresee.contributors, foresee.blocks))
         old = foresee.epoch < self.epoch or any(self.settled(item.contributor) for item in foresee.contributors)
         return [] if busy or old else self._run(k.Combine(foresee.contributors))
 

@@ -73,6 +73,8 @@ def _part(coordinator: Coordinator, server: Server) -> str:
         return "registered"
     if not replicas.replicated:
         return "serving"
+    if server.index in replicas.draining:
+        return f"leaves shard {shard}"
     if server.index in replicas.filling:
         return f"joins shard {shard}"
     return f"leads shard {shard}" if replicas.leads(server.index) >= 0 else f"backs shard {shard}"

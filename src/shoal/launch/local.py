@@ -49,7 +49,7 @@ from shoal.launch.jobs import JobRecord, published
 from shoal.launch.plan import Plan, prepared
 from shoal.launch.printer import Printer
 from shoal.launch.pulse import Seen, Silent, pulse
-from shoal.vocabulary import COORDINATOR, node_number, server_name
+from shoal.vocabulary import COORDINATOR, node_number
 from shoal.wire.messages import Status
 
 COORDINATOR_PROGRAM = ("-m", "shoal.runtime.coordinator")
@@ -161,6 +161,7 @@ class _Launch:
         self._epoch = 1  # of the coordinator
         self._servers = 0  # started so far
         self._known: set[Child] = set()  # servers that the coordinator has counted as its own
+        self._leaving: set[Child] = set()  # servers whose part others are to take over
         self._fleet: Fleet | None = None  # lends places for servers
         self._verdict: _Verdict | None = None
 
@@ -303,13 +304,19 @@ class _Launch:
 
     def _check_servers(self, status: Status) -> None:
         """A server that the coordinator took for dead is killed, if it is not: another one can take its place."""
-        members = {member.name for member in status.members}
-        for child in self._nodes:
+        states = {member.name: member.state for member in status.members}
+        for child in list(self._nodes):
             if not self._has_replicas(child) or status.phase != "running" or self._verdict is not None:
                 continue
-            if server_name(node_number(child.name.replace(" ", "/"))) in members:
+            state = states.get(child.name.replace(" ", "/"))
+            if state is not None:
                 self._known.add(child)
-            elif child in self._known:
+            if state is not None and state.startswith("leaves") and child not in self._leaving:
+                self._leaving.add(child)
+                if "spare" not in states.values():
+                    self._say(f"{child.name} (pid {child.pid}) is to leave: another one is started for its part")
+                    self._start_server(SHOAL_RESUME="")
+            if state is None and child in self._known and child not in self._leaving:
                 self._known.discard(child)
                 self._say(f"{child.name} (pid {child.pid}) was taken for dead by the coordinator: it is killed")
                 child.signal(signal.SIGKILL)
@@ -334,7 +341,10 @@ class _Launch:
     def _node_ended(self, child: Child, status: int) -> None:
         who = f"{child.name} (pid {child.pid}) {_ending(status)}"
         self._known.discard(child)
-        if self._has_replicas(child) and status != 0:
+        if child in self._leaving:
+            self._leaving.remove(child)
+            self._say(f"{child.name} (pid {child.pid}) has left")
+        elif self._has_replicas(child) and status != 0:
             self._ready_by.pop(child, None)
             self._server_ended(f"{who}{_why(child)}", status)
         elif self._ready_by.pop(child, None) is not None and not self._takes_over(child):

@@ -66,6 +66,8 @@ class CoordinatorNode(Node):
                 raise TypeError(f"the coordinator's driver cannot perform {effect!r}")
 
     async def close(self) -> None:
+        for name in [name for name in self.peers if name.startswith("server/")]:
+            self.send(name, m.Stop(""))  # one that was added by hand is nobody's child
         await super().close()
         self._thread.shutdown(wait=False)
 

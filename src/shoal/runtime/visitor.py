@@ -34,6 +34,12 @@ def status(address: str, job: str, token: str, deadline_ms: int, tls: Tls | None
     return _asked("the coordinator", address, hello, m.StatusRequest(), m.Status, deadline_ms, tls)
 
 
+def drain(address: str, job: str, token: str, what: str, deadline_ms: int, tls: Tls | None = None) -> m.Draining:
+    """Have the servers of this name or host leave the job. Raises as `status` does."""
+    hello = m.Hello(PROTOCOL, job, token, "")
+    return _asked("the coordinator", address, hello, m.Drain(what), m.Draining, deadline_ms, tls)
+
+
 def places(address: str, token: str, deadline_ms: int, tls: Tls | None = None) -> fleet.Places:
     """The Places of the fleet's member at `address`, for who has the fleet's token. Raises as `status` does."""
     hello = m.Hello(PROTOCOL, fleet.FLEET, token, "")

@@ -17,7 +17,7 @@ from shoal.wire import messages as m
 
 FIGURES = (
     "events", "commits", "crashes", "frozen", "fenced", "lost", "duplicated", "ghosts", "forged", "breaks", "falls",
-    "losses", "silent", "stopped",
+    "losses", "drains", "silent", "stopped",
 )  # fmt: skip
 
 
@@ -66,6 +66,7 @@ def _figures(worlds: list[World]) -> Counter[str]:
             breaks=figures.breaks,
             falls=figures.falls,
             losses=figures.losses,
+            drains=figures.drains,
             silent=figures.silent,
             stopped=figures.stopped,
         )

@@ -10,7 +10,7 @@ from shoal.core import machine as k
 from shoal.core.coordinator import RUNNING
 from shoal.sim import trace as t
 from shoal.sim.frozen import FOR_GOOD, PATIENCE_MS
-from shoal.sim.scenario import Crash, Cut, Fall, Freeze, Loss
+from shoal.sim.scenario import Crash, Cut, Drain, Fall, Freeze, Loss
 from shoal.vocabulary import COORDINATOR, Weighted, node_number, server_name
 from shoal.wire import messages as m
 
@@ -42,6 +42,8 @@ class Mishaps:
             self._world.at(freeze.at_ms, partial(self._freeze, freeze))
         for fall in scenario.falls:
             self._world.at(fall.at_ms, partial(self._fall, fall))
+        for drain in scenario.drains:
+            self._world.at(drain.at_ms, partial(self._drain, drain))
         for loss in scenario.losses:
             self._world.at(loss.at_ms, partial(self._lose, loss))
         if scenario.links.ghost_chance:
@@ -82,6 +84,16 @@ class Mishaps:
                 world.after(NOTICE_MS, partial(self._notice, peer, k.Lost(server.name)))
         if loss.replaced_after_ms is not None:
             world.after((loss.replaced_after_ms, loss.replaced_after_ms), partial(world.servers.start, 50))
+
+    def _drain(self, drain: Drain) -> None:
+        """Somebody has a server's part given to another one."""
+        world = self._world
+        placed = [] if world.headless else world.coordinator.replicas.servers
+        if placed and not world.frozen.leaderless:
+            world.figures.drains += 1
+            asked = m.Drain(server_name(placed[drain.position % len(placed)]))
+            world.step_coordinator(k.Received("visitor/1", asked))
+            world.servers.start(within_ms=50)
 
     def _fall(self, fall: Fall) -> None:
         """The coordinator is killed; everybody loses it, and finds the one that takes its place."""

@@ -69,6 +69,14 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class Drain:
+    """A server (by its position) is asked to leave, and another one is started for its part."""
+
+    at_ms: int
+    position: int
+
+
+@dataclass(frozen=True)
 class Cut:
     """No message passes between two nodes for a while; breaks: their connection breaks, too."""
 
@@ -127,6 +135,7 @@ class Scenario:
     freezes: tuple[Freeze, ...]
     falls: tuple[Fall, ...]
     losses: tuple[Loss, ...]
+    drains: tuple[Drain, ...]
     near_servers: bool  # backups read sums where the primary wrote them
     heals_at_ms: int
     paired: bool  # Deterministic is checked: run again under another network seed
@@ -182,6 +191,7 @@ def draw(seed: int) -> Scenario:
         freezes=() if paired or links is CALM else _freezes(Random(f"freezes of {seed}"), count),
         falls=() if links is CALM else _falls(Random(f"falls of {seed}")),
         losses=_losses(Random(f"losses of {seed}")) if replicas > 1 and not paired else (),
+        drains=_drains(Random(f"drains of {seed}")) if replicas > 1 else (),
         near_servers=Random(f"hosts of {seed}").random() < 0.5,
         heals_at_ms=rng.randint(800, 2400),
         paired=paired,
@@ -287,6 +297,10 @@ def _losses(rng: Random) -> tuple[Loss, ...]:
         Loss(rng.randint(100, 2000), rng.randrange(12), rng.random() < 0.3, rng.choice([None, 20, 100, 400]))
         for _ in range(rng.choice([0, 1, 1, 2, 3]))
     )
+
+
+def _drains(rng: Random) -> tuple[Drain, ...]:
+    return tuple(Drain(rng.randint(100, 1500), rng.randrange(12)) for _ in range(rng.choice([0, 0, 0, 1, 2])))
 
 
 def _freezes(rng: Random, workers: int) -> tuple[Freeze, ...]:

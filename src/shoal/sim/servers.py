@@ -149,7 +149,7 @@ class Servers:
         world.figures.silent += 1
         self.kill(server)
         world.step_coordinator(k.Lost(server.name))
-        if out and not world.frozen.leaderless:
+        if out and reason and not world.frozen.leaderless:
             self.start(within_ms=200)
 
     # --- messages -------------------------------------------------------------------------------

@@ -266,6 +266,7 @@ class Trace:
     ready: dict[Contributor, m.Ready] = field(default_factory=dict)  # as the coordinator received it
     offers: dict[Contributor, tuple[m.Ready, set[int]]] = field(default_factory=dict)  # and shards that lack blocks
     chains: tuple[tuple[int, ...], ...] = ()  # by shard its servers, as everybody was told last
+    filling: set[int] = field(default_factory=set)  # those of them that had not all of it
     fenced: dict[int, int] = field(default_factory=dict)  # worker -> incarnations up to this one
     welcomed: dict[int, int] = field(default_factory=dict)  # worker -> its last incarnation
     applied: dict[int, int] = field(default_factory=dict)  # by server: the last seq whose task ran
@@ -295,8 +296,8 @@ class Trace:
                 self.committed.update({item.contributor: commit.seq for item in commit.contributors})
                 for worker, incarnation in commit.fences:
                     self.fenced[worker] = max(incarnation, self.fenced.get(worker, -1))
-            case Said(message=m.Placed(chains=chains)):
-                self.chains = chains
+            case Said(message=m.Placed(chains=chains, filling=filling)):
+                self.chains, self.filling = chains, set(filling)
             case Said(message=m.Welcome(worker=worker, incarnation=incarnation, placed=placed)):
                 self.chains = placed.chains
                 self.welcomed[worker] = max(incarnation, self.welcomed.get(worker, -1))

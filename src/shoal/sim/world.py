@@ -63,6 +63,7 @@ class Figures:
     forged: int = 0
     falls: int = 0
     losses: int = 0
+    drains: int = 0
     breaks: int = 0
 
 
@@ -235,8 +236,6 @@ class World:
         if self.put_off(COORDINATOR, partial(self.step_coordinator, event)):
             return
         learning = self.coordinator.recovery.accounts is None
-        self.chains_before = [list(chain) for chain in self.coordinator.replicas.chains]
-        self.filling_before = set(self.coordinator.replicas.filling)
         effects = self.coordinator.step(event, self.now)
         learnt = learning and self.coordinator.recovery.accounts is not None
         if learnt and self.coordinator.log.since < len(self.trace.log):
@@ -265,11 +264,11 @@ class World:
         limits = self.scenario.job.limits
         silent = [name for name, heard in self.heard_at.items() if self.now - heard >= limits.lease_ms]
         lost = [server.index for server in self.servers.every if server.gone or server.name in silent]
-        chains = [chain for shard, chain in enumerate(self.chains_before) if shard in self.coordinator.replicas.lost]
+        chains = [chain for shard, chain in enumerate(self.trace.chains) if shard in self.coordinator.replicas.lost]
         seen = max((life.session.version for life in self.lives.values()), default=0)
         twice = self.reign > 1 and self.scenario.cuts and seen > self.coordinator.log.version  # two faults at once
         early = self.reign > 1 and not self.trace.log
-        lacking = not lost or any(set(chain) - set(lost) - self.filling_before for chain in chains)
+        lacking = not lost or any(set(chain) - set(lost) - self.trace.filling for chain in chains)
         if lacking and not early and not twice:
             raise Violation("Progress", f"the coordinator gave up: {reason}")
         self.line(COORDINATOR, "", f"gives up: {reason}")

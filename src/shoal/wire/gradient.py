@@ -62,10 +62,14 @@ class Complete(Message, frozen=True, array_like=True, tag=True):
 
 
 class Foresee(Message, frozen=True, array_like=True, tag=True):
-    """The next update will most likely combine these first, with these weights: all of them are staged."""
+    """The next update will most likely combine these first, with these weights: all of them are staged.
+
+    blocks: how many each has in this shard.
+    """
 
     epoch: int
     contributors: tuple[Weighted, ...]
+    blocks: tuple[int, ...]
 
 
 class Commit(Message, frozen=True, array_like=True, tag=True):

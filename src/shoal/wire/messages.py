@@ -25,7 +25,7 @@ Who sends what to whom, in the order of a job's life:
     worker   -> coordinator  SnapshotRequest     answered by  SnapshotDone (once every server sent Saved)
     worker   -> coordinator  Leave               answered by  Left
     any      -> coordinator  Heartbeat           answered by  Alive (members only)
-    any      -> coordinator  Report;  StatusRequest answered by Status
+    any      -> coordinator  Report;  StatusRequest answered by Status;  Drain answered by Draining
     coord.   -> server       Recover             answered by  Recovered            (a new one takes over)
     coord.   -> worker       Introduce           answered by  Resume
     worker   -> coordinator  Resume              answered by  Resumed | Fenced
@@ -77,7 +77,7 @@ from shoal.wire.gradient import (
     Waiting,
 )
 from shoal.wire.message import Message
-from shoal.wire.replica import Fill, Filled, Forward, Held, Placed, Prepare, Whole
+from shoal.wire.replica import Drain, Draining, Fill, Filled, Forward, Held, Placed, Prepare, Whole
 from shoal.wire.succession import Introduce, Recover, Recovered, Resume, Resumed
 
 # --- samples ----------------------------------------------------------------------------------
@@ -222,12 +222,13 @@ Any = (
     | Applied | Released | Waiting | Parameters | Copied | Pull | Moved | Refresh | LeaseRequest | Granted
     | SnapshotRequest | Saved | SnapshotDone | Leave | Left | Fenced | Stop | Heartbeat | Alive | Report
     | StatusRequest | Status | Recover | Recovered | Introduce | Resume | Resumed | Placed | Prepare | Forward | Held
-    | Fill | Filled | Whole | fleet.Any
+    | Fill | Filled | Whole | Drain | Draining | fleet.Any
 )  # fmt: skip
 
 __all__ = [
     "Accepted", "Alive", "Any", "Applied", "Attach", "Attached", "Await", "Block", "Commit", "Complete", "Copied",
-    "Create", "Created", "Declare", "Declared", "Factors", "Fenced", "Fill", "Filled", "Foresee", "Forward", "Granted",
+    "Create", "Created", "Declare", "Declared",
+    "Drain", "Draining", "Factors", "Fenced", "Fill", "Filled", "Foresee", "Forward", "Granted",
     "Heartbeat", "Held", "Hello", "Introduce", "Join", "LeaseRequest", "Leave", "Left", "MemberStatus", "Message",
     "Moved", "Norms", "Offer", "Parameters", "Placed", "Prepare", "Pull", "Ready", "Recover", "Recovered", "Refresh",
     "Refused", "Register", "Registered", "Released", "Report", "Resume", "Resumed", "Saved", "SnapshotDone",

@@ -85,6 +85,19 @@ class Filled(Message, frozen=True, array_like=True, tag=True):
     blocks: tuple[int, ...]
 
 
+class Drain(Message, frozen=True, array_like=True, tag=True):
+    """Have others take over what these servers do, and then let them go. what: a server's name, or a host's."""
+
+    what: str
+
+
+class Draining(Message, frozen=True, array_like=True, tag=True):
+    """Answers Drain: these servers will end once others hold all that they do; error: why none will."""
+
+    servers: tuple[int, ...]
+    error: str = ""
+
+
 class Whole(Message, frozen=True, array_like=True, tag=True):
     """The server has all blocks of its shard: it may take the primary's place."""
 
