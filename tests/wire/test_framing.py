@@ -235,8 +235,9 @@ def test_deep_nesting_is_an_error_and_not_a_crash() -> None:
         HEADER.pack(MAGIC, PROTOCOL, 0, 2**32 - 1, 0),  # over the limit
         HEADER.pack(MAGIC, PROTOCOL, 0, 8 << 20, 64 << 20) + b"\x93",  # within it, but only announced
         HEADER.pack(MAGIC, PROTOCOL, 0, 8 << 20, 0) + bytes(SCRATCH_BYTES),  # begun
-        HEADER.pack(MAGIC, PROTOCOL, 0, 13, 0) + b"\x95\xa7Welcome\x01\x01\x01\xdd\xff\xff\xff\xff",  # 4 G strings
-        HEADER.pack(MAGIC, PROTOCOL, 0, 9, 0) + b"\x92\xa4Stop\xdb\xff\xff\xff\xff",  # a string of 4 GB
+        HEADER.pack(MAGIC, PROTOCOL, 0, 26, 0)
+        + b"\x95\xa7Welcome\x01\x01\x01\x95\xa6Placed\x01\xdd\xff\xff\xff\xff",  # 4 G chains
+        HEADER.pack(MAGIC, PROTOCOL, 0, 11, 0) + b"\x92\xa4Stop\xdb\xff\xff\xff\xff",  # a string of 4 GB
     ],
 )
 def test_what_is_only_announced_takes_no_memory(data: bytes) -> None:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from types import TracebackType
 
@@ -57,12 +58,13 @@ class Fleet:
     def start_job(self, suffix: str = "", prefix: Sequence[str] = (), **facts: object) -> str:
         """Start a coordinator and the servers, and wait until they are ready; returns the coordinator's address.
 
-        prefix, facts: as for start. Raises StartupError when one is not ready in time.
+        prefix, facts: as for start; those of a job with replicas are replicated(replicas). Raises StartupError when
+        one is not ready in time.
         """
         name = COORDINATOR + suffix
         self.start(name, (*COORDINATOR_PROGRAM, "--listen", self.plan.listen), prefix, **facts)
         address = self.ready(name)
-        names = self.servers(suffix)
+        names = self.servers(suffix, int(str(facts.get("SHOAL_REPLICAS", 1))))
         for index, name in enumerate(names):
             own = {"SHOAL_SERVER_INDEX": index, "SHOAL_COORDINATOR": address, "SHOAL_LISTEN": self.plan.listen}
             self.start(name, SERVER_PROGRAM, prefix, **facts, **own)
@@ -74,9 +76,14 @@ class Fleet:
         """Wait until a process has said that it is ready, and what it said (StartupError if it does not)."""
         return self._address(self._running[name])
 
-    def servers(self, suffix: str = "") -> list[str]:
-        """The names of the servers that start_job(suffix) starts."""
-        return [f"server {index}{suffix}" for index in range(self.plan.servers)]
+    def replicated(self, replicas: int) -> dict[str, str]:
+        """The facts of all processes of a job with so many replicas of each server's part, as the launcher has them."""
+        environment = replace(self.plan, replicas=replicas).environment(os.environ, {})
+        return {name: environment[name] for name in ("SHOAL_REPLICAS", "SHOAL_SERVER_THREADS")}
+
+    def servers(self, suffix: str = "", replicas: int = 1) -> list[str]:
+        """The names of the servers that start_job(suffix) starts, with so many replicas of each one's part."""
+        return [f"server {index}{suffix}" for index in range(self.plan.servers * replicas)]
 
     def pid(self, name: str) -> int:
         """The process id of one that runs."""
@@ -98,7 +105,7 @@ class Fleet:
         self._end({name: child for name, child in self._running.items() if name in names}, grace_s)
 
     def end_job(self, suffix: str = "") -> None:
-        """End the coordinator and the servers that start_job(suffix) started."""
+        """End the coordinator and the servers that start_job(suffix) started, without replicas."""
         self.end([COORDINATOR + suffix, *self.servers(suffix)])
 
     def check(self) -> None:

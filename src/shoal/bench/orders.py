@@ -19,10 +19,12 @@ Role = Literal["worker", "server", "leader"]
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """Which process this is. side: "shoal" or the name of a peer. meeting: where peers find each other.
 
-    role: what it is among its side's processes; a leader is a peer's own, and starts the others.
+    role: what it is among its side's processes; a leader is a peer's own, and starts the others. title: what its
+    side is called where two are alike.
     """
 
     side: str
+    title: str = ""
     rank: int = 0
     role: Role = "worker"
     params: int
@@ -36,7 +38,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """What this process is called in errors."""
-        return f"{self.side} {self.role}" if self.role != "worker" else worker_name(self.side, self.rank)
+        side = self.title or self.side
+        return f"{side} {self.role}" if self.role != "worker" else worker_name(side, self.rank)
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -149,3 +152,17 @@ class Window(msgspec.Struct, frozen=True):
     """Take steps for so long; the Answer has the seconds of each."""
 
     seconds: float
+
+
+# --- replication ----------------------------------------------------------------------------------
+
+
+class Shard(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process passes the rule over. shared: it lies in memory as that of a server that shares it does."""
+
+    name: str
+    params: int
+    optimizer: str
+    shared: bool
+    threads: int
+    control: str

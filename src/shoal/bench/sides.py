@@ -51,6 +51,7 @@ class Side:
     helpers: Sequence[str] = ()
     steps: int = 0  # taken in all
     difference: float = 0.0  # found when last checked
+    digest: str = ""  # of its parameters then
     seconds: list[float] = field(default_factory=list)  # of each counted step
 
     def turn(
@@ -66,6 +67,7 @@ class Side:
         """Raises WrongResultError when what came out so far is not what should have."""
         answers = conductor.ask(dict.fromkeys(self.workers, Order(0)), Answer, ORDER_SECONDS, "the check")
         self.difference = verify(self.name, answers.values())
+        self.digest = next(digest for answer in answers.values() for digest in answer.digests)
 
 
 def parts(steps: int, rounds: int) -> list[int]:

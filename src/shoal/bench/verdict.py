@@ -6,7 +6,7 @@ optimizer on the mean gradient, within TOLERANCE. If not, there is no result but
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from shoal.bench.orders import Answer
 from shoal.errors import ShoalError
@@ -30,3 +30,9 @@ def verify(side: str, answers: Iterable[Answer]) -> float:
             f"{TOLERANCE:g}: what was timed is not the exchange, so there is no result"
         )
     return found
+
+
+def same(digests: Mapping[str, str]) -> None:
+    """WrongResultError unless all sides, by name, came to the same bits."""
+    if len(set(digests.values())) > 1:
+        raise WrongResultError(f"{' and '.join(digests)} do not hold the same parameters: their digests differ")
