@@ -46,7 +46,9 @@ def run(
     servers: Annotated[int, typer.Option(help="Processes that hold the parameters.")] = 1,
     module: Annotated[bool, typer.Option("-m", help="SCRIPT is a module, as in python -m.")] = False,
     max_restarts: Annotated[int, typer.Option(help="How often killed workers are started again, in all.")] = 3,
-    resume: Annotated[Path | None, typer.Option(help="Begin from this snapshot.", metavar="PATH")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Begin from this snapshot: a directory or a URL.", metavar="PATH")
+    ] = None,
     transport: Transport = "auto",
     port: Annotated[int, typer.Option(help="The coordinator's port on 127.0.0.1; 0: any free one.")] = 0,
     tls_cert: TlsCert = None,

@@ -191,6 +191,7 @@ class Manifest:
     """Every shard's file of this snapshot is complete: write what makes it one, come back with Recorded.
 
     accounted: (data epoch, start, stop) of the samples of `dataset` in the log up to this version.
+    keep: when that is done, remove all but so many of the newest snapshots beside it; 0: none.
     """
 
     path: str
@@ -200,6 +201,7 @@ class Manifest:
     spec: TableSpec
     dataset: Dataset | None = None
     accounted: tuple[tuple[int, int, int], ...] = ()
+    keep: int = 0
 
 
 @dataclass(frozen=True)

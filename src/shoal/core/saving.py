@@ -60,7 +60,8 @@ class Savings:
         if len(saving.files) < self.shards:
             return []
         files = tuple(saving.files[shard] for shard in range(self.shards))
-        return [k.Manifest(saving.request.path, saved.seq, saving.clock, files, spec, *saving.samples)]
+        request = saving.request
+        return [k.Manifest(request.path, saved.seq, saving.clock, files, spec, *saving.samples, request.keep)]
 
     def recorded(self, version: int, error: str) -> list[k.Effect]:
         """The manifest is written, or could not be."""

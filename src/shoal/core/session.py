@@ -134,10 +134,10 @@ class Session:
                 # What was released before the thread waited was passed over: ask for it again at once.
                 assert self.spec is not None
                 return self._ask("start", m.Declare(self.worker, self.incarnation, self.spec), now)
-            case Snapshot(path):
+            case Snapshot(path, keep):
                 assert self.saving is None, "one snapshot at a time"
                 self.snapshots += 1
-                self.saving = m.SnapshotRequest(self.worker, self.incarnation, self.snapshots, path)
+                self.saving = m.SnapshotRequest(self.worker, self.incarnation, self.snapshots, path, keep)
                 self.saving_at = now
                 self.saving_again.start(now)
                 return [k.Send(COORDINATOR, self.saving)]

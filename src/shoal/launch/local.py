@@ -71,7 +71,7 @@ def launch(
     host: str = "127.0.0.1",
     port: int = 0,
     max_restarts: int = 3,
-    resume: Path | None = None,
+    resume: Path | str | None = None,
     on_line: OnLine | None = None,
     on_status: OnStatus | None = None,
     way_on: WayOn = lambda: "start again from the last snapshot with --resume PATH",

@@ -11,6 +11,7 @@ from pathlib import Path
 from shoal.config import Limits, Tls
 from shoal.errors import ConfigurationError
 from shoal.runtime import process
+from shoal.storage.place import absolute, is_url
 from shoal.storage.snapshot import read_manifest
 
 # What tells one process of a job from another; a job inside a job inherits none of it.
@@ -27,7 +28,7 @@ class Plan:
     host: str
     port: int
     max_restarts: int
-    resume: Path | None
+    resume: Path | str | None  # a snapshot: its path, or its URL
     job: str
     token: str
     limits: Limits
@@ -42,7 +43,7 @@ class Plan:
             raise ConfigurationError(f"port {self.port} must lie in 0..65535; 0 takes any free one")
         if self.max_restarts < 0:
             raise ConfigurationError(f"max_restarts={self.max_restarts} must be 0 or more")
-        if self.resume is not None and not self.resume.exists():
+        if self.resume is not None and not is_url(self.resume) and not Path(self.resume).exists():
             raise ConfigurationError(f"there is no snapshot at {self.resume}; give the path that a run printed")
         if self.resume is not None:
             read_manifest(self.resume)
@@ -63,7 +64,7 @@ class Plan:
         """The environment of one process of the job; facts are what tells it from the others."""
         kept = {name: value for name, value in base.items() if name not in _IDENTITY}
         cores = len(os.sched_getaffinity(0))
-        resume = {} if self.resume is None else {"SHOAL_RESUME": str(self.resume.resolve())}
+        resume = {} if self.resume is None else {"SHOAL_RESUME": absolute(self.resume)}
         limits = {f"SHOAL_{item.name.upper()}": str(getattr(self.limits, item.name)) for item in fields(self.limits)}
         job = {
             "SHOAL_JOB": self.job,
@@ -85,7 +86,7 @@ def prepared(
     host: str = "127.0.0.1",
     port: int = 0,
     max_restarts: int = 3,
-    resume: Path | None = None,
+    resume: Path | str | None = None,
     environment: Mapping[str, str] = os.environ,
     limits: Limits | None = None,
 ) -> Plan:

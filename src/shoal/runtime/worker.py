@@ -291,8 +291,10 @@ class Worker:
         """Show these figures in `shoal status` (ConfigurationError for what is no number)."""
         self._post(self._node.event, s.Tell({name: _number(name, value) for name, value in figures.items()}))
 
-    def begin_snapshot(self, path: str) -> None:
+    def begin_snapshot(self, path: str, keep: int = 0) -> None:
         """Have a snapshot of the model and the optimizer's state written under `path`; training goes on meanwhile.
+
+        keep: once it is complete, only so many of the newest beside it stay; 0: all.
 
         Waits for the one before, and raises as await_snapshot() does, for that one; ConfigurationError while this
         worker has no model in the job.
@@ -306,7 +308,7 @@ class Worker:
         self.await_snapshot()
         self.finish_step()
         self._snapshot = Future()
-        self._post(self._node.take_snapshot, path, self._snapshot)
+        self._post(self._node.take_snapshot, path, keep, self._snapshot)
 
     def await_snapshot(self) -> int:
         """Wait for the snapshot that was begun; returns its version, or 0 without one.

@@ -70,6 +70,12 @@ def is_url(directory: Path | str) -> bool:
     return isinstance(directory, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*(::|://)", directory) is not None
 
 
+def absolute(directory: str | os.PathLike[str]) -> str:
+    """The same for a process with another working directory: a URL as it is, a path from the root on."""
+    text = os.fspath(directory)
+    return text if is_url(text) else str(Path(text).resolve())
+
+
 class Local:
     """A directory of this machine."""
 

@@ -109,6 +109,7 @@ class SnapshotRequest(Message, frozen=True, array_like=True, tag=True):
     incarnation: int
     number: int  # grows, so that a repeated request is told from a new one
     path: str
+    keep: int = 0  # once it is complete, only so many of the newest beside it stay; 0: all
 
 
 class Saved(Message, frozen=True, array_like=True, tag=True):
