@@ -40,10 +40,13 @@ def connect(address: str | None = None, *, resume: str | os.PathLike[str] | None
         if resume is not None:
             raise ConfigurationError("a cluster is resumed where it is started: shoal run --resume PATH")
         job = process.job_from()
-        return ParameterServer(Worker(job, coordinator, process.rank_from("SHOAL_RANK")), None)
+        source = os.environ.get("SHOAL_RESUME") or None
+        return ParameterServer(Worker(job, coordinator, process.rank_from("SHOAL_RANK"), resumed_from=source), None)
     job = Job(limits=Limits.from_environment())
-    embedded = EmbeddedJob(job, absolute(resume) if resume is not None else None)
-    return ParameterServer(Worker(job, embedded.address, 0, thread=embedded.thread), embedded)
+    source = absolute(resume) if resume is not None else None
+    embedded = EmbeddedJob(job, source)
+    worker = Worker(job, embedded.address, 0, thread=embedded.thread, resumed_from=source)
+    return ParameterServer(worker, embedded)
 
 
 class ParameterServer:

@@ -188,6 +188,8 @@ class Coordinator:
                 return self._lease_request(member, message, now)
             case m.SnapshotRequest():
                 return self._snapshot(message, now)
+            case m.Recalled():
+                return self.savings.recalled(message, self.spec) if self.spec is not None else []
             case m.Leave():
                 gone = self._remove(member, f"worker {worker} left", now, parted=True)
                 return [k.Send(source, m.Left(worker, incarnation)), *gone]
@@ -473,16 +475,18 @@ class Coordinator:
         if self.phase != RUNNING:
             return self.savings.refuse(request, f"the job has not begun: {self.formation.missing()}")
         entry = self.log.cut(save=request.path)
+        workers = [(member.worker, member.incarnation) for member in self.membership.ordered()]
+        recalled = self.clock if self.policy is not None and self.policy.lockstep else 0
         # The clocks that are over: a resumed job begins at the next.
-        self.savings.begin(request, entry, self.clock - 1, self.dispatch.samples)
-        return self.log.append(entry, now)
+        facts = (request, entry, self.clock - 1, self.dispatch.samples)
+        return [*self.log.append(entry, now), *self.savings.begin(*facts, workers, recalled, now)]
 
     def _remove(self, member: Member, why: str, now: int, parted: bool = False) -> list[k.Effect]:
         """The member is gone: its samples are free, its incarnation is fenced, the rest go on."""
         self.membership.remove(member, now, parted)
         self.dispatch.take_back(member)
         self.log.fence(member.worker, member.incarnation)
-        effects: list[k.Effect] = [k.Log(why)]
+        effects: list[k.Effect] = [k.Log(why), *self.savings.gone(member.worker, self.spec)]
         if self.phase == RUNNING:
             effects += self.releases.append(self.log.cut(), [], now) + self._decide(now)
         return effects
@@ -525,7 +529,8 @@ class Coordinator:
             effects += self.formation.create_again(now)
         if self.phase == RECOVERING:
             effects += self._recover_again(now)
-        return effects + self._foresee() + self.log.resend(now, limits.resend_ms)
+        effects += self._foresee() + self.log.resend(now, limits.resend_ms)
+        return effects + self.savings.resend(now, limits.resend_ms)
 
     def _recover_again(self, now: int) -> list[k.Effect]:
         """Ask servers again that have not answered; do not wait for workers for ever."""

@@ -192,6 +192,7 @@ class Manifest:
 
     accounted: (data epoch, start, stop) of the samples of `dataset` in the log up to this version.
     keep: when that is done, remove all but so many of the newest snapshots beside it; 0: none.
+    random: the random state of workers, by rank.
     """
 
     path: str
@@ -202,6 +203,7 @@ class Manifest:
     dataset: Dataset | None = None
     accounted: tuple[tuple[int, int, int], ...] = ()
     keep: int = 0
+    random: tuple[tuple[int, bytes], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class CoordinatorNode(Node):
         state = _state(effect.dataset, effect.accounted)
         facts = (self.job.name, effect.version, effect.clock, effect.files, effect.spec, state)
         try:
-            snapshot.write_manifest(effect.path, *facts)
+            snapshot.write_manifest(effect.path, *facts, dict(effect.random))
         except Exception as error:  # noqa: BLE001 - see above
             if not isinstance(error, SnapshotError | OSError | MemoryError):
                 traceback.print_exc()

@@ -57,6 +57,7 @@ def _worker(
     | m.Refresh
     | m.LeaseRequest
     | m.SnapshotRequest
+    | m.Recalled
     | m.Leave
     | m.Report
     | m.Resume,
@@ -86,7 +87,7 @@ _SPEAKERS: dict[type[m.Message], Callable[..., str]] = {
     **dict.fromkeys(
         (
             m.Declare, m.Attach, m.Copied, m.Pull, m.Refresh, m.LeaseRequest, m.SnapshotRequest, m.Leave, m.Report,
-            m.Resume,
+            m.Resume, m.Recalled,
         ),
         _worker,
     ),
@@ -97,7 +98,7 @@ _SPEAKERS: dict[type[m.Message], Callable[..., str]] = {
         (
             m.Registered, m.Welcome, m.Create, m.Declared, m.Await, m.Foresee, m.Commit, m.Factors, m.Released,
             m.Waiting, m.Granted, m.SnapshotDone, m.Left, m.Fenced, m.Stop, m.Alive, m.Status,
-            m.Recover, m.Introduce, m.Resumed,
+            m.Recover, m.Introduce, m.Resumed, m.Recall,
         ),
         _coordinator,
     ),
