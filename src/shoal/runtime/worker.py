@@ -329,6 +329,11 @@ class Worker:
         self._snapshot = Future()
         self._post(self._node.take_snapshot, path, keep, self._snapshot)
 
+    @property
+    def saving(self) -> bool:
+        """Whether a snapshot that was begun is still being written."""
+        return self._snapshot is not None and not self._snapshot.done()
+
     def await_snapshot(self) -> int:
         """Wait for the snapshot that was begun; returns its version, or 0 without one.
 
