@@ -78,8 +78,11 @@ def fill(file: BinaryIO, target: memoryview) -> None:
 
 
 @contextmanager
-def opened(place: Place, file: File) -> Iterator[BinaryIO]:
-    """A file of a snapshot, open, once its size is known to be right (Damage if not, or if reading it fails)."""
+def opened(place: Place, file: File, once: bool = False) -> Iterator[BinaryIO]:
+    """A file of a snapshot, open, once its size is known to be right (Damage if not, or if reading it fails).
+
+    once: as Place.open_once does.
+    """
     path = place.at(file.name)
     try:
         found = place.size_bytes(file.name)
@@ -87,7 +90,7 @@ def opened(place: Place, file: File) -> Iterator[BinaryIO]:
             raise Damage(f"{path} is truncated: {found:,} of {file.size_bytes:,} bytes")
         if found > file.size_bytes:
             raise Damage(f"{path} is too long: {found:,} bytes where {file.size_bytes:,} were written")
-        with place.open(file.name) as stream:
+        with place.open_once(file.name) if once else place.open(file.name) as stream:
             yield stream
     except FileNotFoundError:
         raise Damage(f"{path} is missing") from None
@@ -95,9 +98,9 @@ def opened(place: Place, file: File) -> Iterator[BinaryIO]:
         raise Damage(f"{path} cannot be read: {error}") from None
 
 
-def check(place: Place, file: File, progress: Progress = quietly) -> None:
-    """Read a file and compare its size and digest with what was written (Damage if they differ)."""
-    with opened(place, file) as stream:
+def check(place: Place, file: File, progress: Progress = quietly, once: bool = False) -> None:
+    """Read a file and compare its size and digest with what was written (Damage if they differ). once: as in opened."""
+    with opened(place, file, once) as stream:
         reader = Reader(stream, progress)
         reader.skip(file.size_bytes)
     compare(place, file, reader)

@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, cast
 
 from shoal.errors import SnapshotError
+from shoal.storage.direct import Sink, Source
 
 
 class Place(Protocol):
@@ -41,6 +42,9 @@ class Place(Protocol):
         """When the file was last written, in seconds since 1970; infinity where the file system cannot tell."""
 
     def open(self, name: str) -> BinaryIO: ...
+
+    def open_once(self, name: str) -> BinaryIO:
+        """To read what the disk holds rather than what memory does, and to leave memory as it is, where that can be."""
 
     def create(self, name: str) -> AbstractContextManager[BinaryIO]:
         """A file that is there, in place of an earlier one, once the `with` block ends without an error.
@@ -115,6 +119,9 @@ class Local:
     def open(self, name: str) -> BinaryIO:
         return (self.path / name).open("rb")
 
+    def open_once(self, name: str) -> BinaryIO:
+        return cast(BinaryIO, Source(self.path / name))
+
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
         path = self.path / name
@@ -122,12 +129,9 @@ class Local:
         try:
             fresh = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                # Whoever reads it back shall see what the disk holds rather than what memory still does.
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            with Sink(temporary) as file:
+                yield cast(BinaryIO, file)
+                file.sync()
             temporary.rename(path)
             _sync(self.path)
             if fresh:

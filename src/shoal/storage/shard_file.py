@@ -101,8 +101,9 @@ class Pieces:
     Sizes are checked, digests are not: who relies on the bytes checks the files before. Close it, or use `with`.
     """
 
-    def __init__(self, place: Place, files: Sequence[File]) -> None:
-        self._place = place
+    def __init__(self, place: Place, files: Sequence[File], once: bool = False) -> None:
+        """once: as Place.open_once does."""
+        self._place, self._once = place, once
         self._files = ExitStack()
         self._pieces: dict[tuple[str, str], list[tuple[int, BinaryIO, File, Entry]]] = {}
         try:
@@ -147,7 +148,7 @@ class Pieces:
         return sum(entry.stop - entry.start for _, _, _, entry in self._pieces.get((tensor, what), ()))
 
     def _open(self, file: File) -> None:
-        stream = self._files.enter_context(opened(self._place, file))
+        stream = self._files.enter_context(opened(self._place, file, self._once))
         try:
             for entry in _header(stream, file):
                 key = Key.of(entry.name)

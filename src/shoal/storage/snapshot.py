@@ -93,12 +93,12 @@ def write_manifest(
                 f"{target.at(file.name)} is not here, though its server has written it: "
                 "snapshots need a directory that all hosts share, or a URL"
             )
-        check(target, file)
+        check(target, file, once=True)
     others = [_write_random(target, random)] if random else []
-    with Pieces(target, files) as pieces:
+    with Pieces(target, files, once=True) as pieces:
         others.append(write_model(target, pieces, spec))
     for file in others:
-        check(target, file)
+        check(target, file, once=True)
     manifest = Manifest(job, version, clock, len(files), (*files, *others), spec, state or {}, time.time())
     with target.create(MANIFEST) as out:
         out.write(manifests.encoded(manifest))
