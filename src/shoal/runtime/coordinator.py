@@ -20,6 +20,7 @@ from shoal.errors import SnapshotError
 from shoal.runtime import process
 from shoal.runtime.node import Node
 from shoal.storage import shelf, snapshot
+from shoal.storage.pace import paced
 from shoal.storage.place import place
 from shoal.transport import Wrap, unwrapped
 from shoal.vocabulary import COORDINATOR, Dataset
@@ -73,7 +74,8 @@ class CoordinatorNode(Node):
         state = _state(effect.dataset, effect.accounted)
         facts = (self.job.name, effect.version, effect.clock, effect.files, effect.spec, state)
         try:
-            snapshot.write_manifest(effect.path, *facts, dict(effect.random))
+            with paced(lambda: self._coordinator.log.version):
+                snapshot.write_manifest(effect.path, *facts, dict(effect.random))
         except Exception as error:  # noqa: BLE001 - see above
             if not isinstance(error, SnapshotError | OSError | MemoryError):
                 traceback.print_exc()

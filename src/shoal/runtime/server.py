@@ -24,6 +24,7 @@ from shoal.placement import cut
 from shoal.runtime import process
 from shoal.runtime.node import Node
 from shoal.storage import snapshot
+from shoal.storage.pace import paced
 from shoal.transport import ALTERNATIVE, Wrap, unwrapped
 from shoal.vocabulary import COORDINATOR, ITEM_BYTES, TableSpec, server_name, worker_name
 from shoal.wire import messages as m
@@ -138,7 +139,8 @@ class ServerNode(Node):
 
     def _write(self, seq: int, path: str) -> k.Written:
         try:
-            return k.Written(seq, self._store.write(seq, path))
+            with paced(lambda: self._store.table.generation):
+                return k.Written(seq, self._store.write(seq, path))
         except Exception as error:  # noqa: BLE001 - whatever it is, the worker that asked for the snapshot waits
             if not isinstance(error, ShoalError | OSError | MemoryError):
                 traceback.print_exc()

@@ -10,6 +10,7 @@ import xxhash
 
 from shoal.storage.damage import Damage
 from shoal.storage.manifest import MANIFEST, File
+from shoal.storage.pace import keep_pace
 from shoal.storage.place import Place
 
 CHUNK_BYTES = 4 << 20
@@ -34,6 +35,7 @@ class Writer:
         self._file.write(data)
         self._digest.update(data)
         self._size_bytes += len(data)
+        keep_pace()
 
     def written(self, name: str) -> File:
         """What the file is by now, as the manifest will describe it."""
@@ -56,6 +58,7 @@ class Reader:
             fill(self._file, piece)
             self._digest.update(piece)
             self._progress(len(piece))
+            keep_pace()
 
     def skip(self, count: int) -> None:
         """Read `count` bytes and forget them."""

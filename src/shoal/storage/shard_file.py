@@ -19,6 +19,7 @@ from shoal.storage import tensors
 from shoal.storage.damage import Damage
 from shoal.storage.hashed import Progress, Reader, Writer, check, compare, fill, opened, quietly
 from shoal.storage.manifest import File
+from shoal.storage.pace import keep_pace
 from shoal.storage.place import Place
 from shoal.storage.tensors import Array, Entry
 
@@ -136,6 +137,7 @@ class Pieces:
                 fill(stream, tensors.as_bytes(array))
             except (OSError, EOFError) as error:
                 raise _unreadable(self._place, file, error) from None
+            keep_pace()
             yield start, array
 
     def whole(self, tensor: str, what: str) -> Array:
