@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import os
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from shoal.policy import Policy, Sync
 from shoal.runtime import process
 from shoal.runtime.embedded import EmbeddedJob
 from shoal.runtime.worker import Worker
+from shoal.storage.place import absolute
 
 if TYPE_CHECKING:
     from shoal.adapters.torch import Loader, Optimizer
@@ -29,21 +29,24 @@ def connect(address: str | None = None, *, resume: str | os.PathLike[str] | None
 
     address: the coordinator's ("tcp://host:port"), with SHOAL_TOKEN and SHOAL_JOB set as the job has
     them. Default: SHOAL_COORDINATOR, which `shoal run` sets; without either, a server is started in
-    this process. resume: a snapshot directory to begin from (only without a cluster: a cluster is
-    resumed where it is started).
+    this process. resume: a snapshot to begin from, by its path or URL (only without a cluster: a cluster
+    is resumed where it is started).
 
-    Raises StartupError when the coordinator or a server is not there by its deadline, RefusedError
-    when it is not this job's.
+    Raises SnapshotError when it cannot be read, StartupError when the coordinator or a server is not there
+    by its deadline, RefusedError when it is not this job's.
     """
     coordinator = address or os.environ.get("SHOAL_COORDINATOR")
     if coordinator is not None:
         if resume is not None:
             raise ConfigurationError("a cluster is resumed where it is started: shoal run --resume PATH")
         job = process.job_from()
-        return ParameterServer(Worker(job, coordinator, process.rank_from("SHOAL_RANK")), None)
+        source = os.environ.get("SHOAL_RESUME") or None
+        return ParameterServer(Worker(job, coordinator, process.rank_from("SHOAL_RANK"), resumed_from=source), None)
     job = Job(limits=Limits.from_environment())
-    embedded = EmbeddedJob(job, Path(resume) if resume is not None else None)
-    return ParameterServer(Worker(job, embedded.address, 0, thread=embedded.thread), embedded)
+    source = absolute(resume) if resume is not None else None
+    embedded = EmbeddedJob(job, source)
+    worker = Worker(job, embedded.address, 0, thread=embedded.thread, resumed_from=source)
+    return ParameterServer(worker, embedded)
 
 
 class ParameterServer:
@@ -83,13 +86,21 @@ class ParameterServer:
         """
         self.worker.report(figures)
 
-    def snapshot(self, path: str | os.PathLike[str], *, wait: bool = True) -> int:
-        """Write parameters and optimizer state, at one version, to the directory `path`; returns the version.
+    def snapshot(self, path: str | os.PathLike[str], *, wait: bool = True, keep: int | None = None) -> int:
+        """Write parameters and optimizer state, at one version, to `path`; returns the version.
 
+        path: a directory that servers and coordinator share, or any URL of fsspec's ("s3://bucket/run/1").
         wait=False: return 0 at once, and let training go on while it is written; the next snapshot, or close(),
-        waits for it and raises what went wrong. Raises SnapshotError when it cannot be written.
+        waits for it and raises what went wrong.
+        keep: when this one is complete, remove what is older than the `keep` newest complete ones directly beside
+            it, whoever wrote them. One that is damaged is neither counted nor removed. What cannot be removed is
+            a line of the coordinator's, and no error: the snapshot is there.
+
+        Raises SnapshotError when it cannot be written, ConfigurationError for a keep below 1.
         """
-        self.worker.begin_snapshot(str(Path(path).resolve()))
+        if keep is not None and keep < 1:
+            raise ConfigurationError(f"ps.snapshot(..., keep={keep!r}) must be 1 or more: this snapshot itself stays")
+        self.worker.begin_snapshot(absolute(path), keep or 0)
         return self.worker.await_snapshot() if wait else 0
 
     def close(self) -> None:

@@ -39,7 +39,7 @@ with shoal.connect() as ps:
 """
 
 
-def run(folder: Path, servers: int, stop: int = 0, path: str = "", resume: Path | None = None) -> dict[str, list[str]]:
+def run(folder: Path, servers: int, stop: int = 0, path: str = "", resume: str | None = None) -> dict[str, list[str]]:
     script = folder / "script.py"
     script.write_text(SCRIPT)
     lines: list[tuple[str, str]] = []
@@ -54,12 +54,12 @@ def run(folder: Path, servers: int, stop: int = 0, path: str = "", resume: Path 
     return found
 
 
-# In the middle of a data epoch, and at the end of one.
-@pytest.mark.parametrize("stop", [13, pytest.param(9, marks=pytest.mark.slow)])
-def test_a_resumed_job_equals_one_that_was_not_interrupted(stop: int, tmp_path: Path) -> None:
+# In the middle of a data epoch, and at the end of one; by a path and by a URL.
+@pytest.mark.parametrize(("stop", "scheme"), [(13, "file://"), pytest.param(9, "", marks=pytest.mark.slow)])
+def test_a_resumed_job_equals_one_that_was_not_interrupted(stop: int, scheme: str, tmp_path: Path) -> None:
     whole = run(tmp_path, 2)
-    snapshot = tmp_path / "snapshot"
-    first = run(tmp_path, 2, stop, str(snapshot))
+    snapshot = f"{scheme}{tmp_path}/snapshot"
+    first = run(tmp_path, 2, stop, snapshot)
     assert sum(map(int, first["samples"])) == 2 * 5 * stop
     for servers in (1, 3):
         rest = run(tmp_path, servers, resume=snapshot)

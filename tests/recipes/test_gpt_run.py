@@ -91,6 +91,26 @@ def test_train_then_go_on_then_sample(tmp_path: Path) -> None:
     assert write(final, tokenizer, 40, prompt="the ", temperature=0.0) != then
 
 
+def test_a_run_with_dropout_goes_on_to_the_bit_from_where_it_keeps_its_snapshots(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    options = [
+        f"--{name}={getattr(SMALL, name)}"
+        for name in ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "warmup_iters", "learning_rate")
+    ]
+    shelf = f"file://{tmp_path}/shelf"
+    options += ["--dropout=0.3", "--max-iters=24", "--snapshot-interval=6", f"--snapshots={shelf}", "--keep=2"]
+    said = shoal("train", "gpt", "--text=text.txt", *options, "--out=whole", cwd=tmp_path)
+    assert sorted(item.name for item in (tmp_path / "shelf").iterdir()) == ["snapshot-000018", "snapshot-000024"]
+    assert f"snapshot: {shelf}/snapshot-000024" in said
+    whole = load(Folder(tmp_path / "whole"))[0]
+    assert Folder(tmp_path / "whole").last_snapshot() == (f"{shelf}/snapshot-000024", 24)
+
+    shoal("train", "gpt", f"--resume={shelf}/snapshot-000018", "--out=whole", cwd=tmp_path)
+    again = Folder(tmp_path / "whole")
+    assert again.settings().done_iters == 18
+    assert all(map(torch.equal, load(again)[0].parameters(), whole.parameters()))
+
+
 def test_two_workers_learn_what_one_process_alone_learns(tmp_path: Path) -> None:
     alone = prepared(tmp_path / "alone", replace(SMALL, workers=1))
     command = [sys.executable, "-m", "shoal.recipes.gpt.worker", str(alone.path)]

@@ -317,7 +317,8 @@ class Watched(WorkerNode):
         super().__init__(Job("streams", "secret", limits=LONG), 0)
         tensors = (TensorSpec("t", (500_000,), "float32", 0),)
         spec = TableSpec(tensors, *SGD, block_elements_max=250_000)
-        self.session = s.Session(LONG, worker=0, incarnation=0, spec=spec, servers=("",))
+        placed = m.Placed(1, ((0,),), (), ((0, ""),))
+        self.session = s.Session(LONG, worker=0, incarnation=0, spec=spec, placed=placed)
         self.session.parked, self.session.parked_at = "step", milliseconds()
         self.session.arrival.blocks = 2
         self.session.arrival.expect(4)

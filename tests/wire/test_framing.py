@@ -82,6 +82,7 @@ def values(kind: typing.Any) -> st.SearchStrategy[typing.Any]:
         float: st.floats(allow_nan=False),
         str: st.text(max_size=20),
         bool: st.booleans(),
+        bytes: st.binary(max_size=20),
         type(None): st.none(),
     }
     if kind in plain:

@@ -166,3 +166,33 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     shared: bool
     threads: int
     control: str
+
+
+# --- snapshot -------------------------------------------------------------------------------------
+
+
+class Keeper(msgspec.Struct, frozen=True, kw_only=True):
+    """Which worker this is, and what it trains."""
+
+    rank: int
+    params: int
+    optimizer: str
+    control: str
+
+
+class Shot(msgspec.Struct, frozen=True):
+    """Take this many steps; with 0, until the snapshot that worker 0 has written to `path` is complete.
+
+    last: a file in which worker 0 tells the others how many steps that is.
+    """
+
+    steps: int
+    path: str = ""
+    last: str = ""
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """seconds: of each step. began: when, in seconds since 1970."""
+
+    seconds: tuple[float, ...]
+    began: float

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -30,7 +29,9 @@ def run(
     replicas: Replicas = 1,
     module: Annotated[bool, typer.Option("-m", help="SCRIPT is a module, as in python -m.")] = False,
     max_restarts: Annotated[int, typer.Option(help="How often killed workers are started again, in all.")] = 3,
-    resume: Annotated[Path | None, typer.Option(help="Begin from this snapshot.", metavar="PATH")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Begin from this snapshot: a directory or a URL.", metavar="PATH")
+    ] = None,
     transport: Transport = "auto",
     fleet: Annotated[
         str,

@@ -23,6 +23,7 @@ from shoal.launch.plan import prepared
 from shoal.recipes.gpt.folder import Folder, Result, iterations_of
 from shoal.recipes.gpt.settings import FIXED, Settings
 from shoal.recipes.gpt.text import Tokenizer, make_tokenizer, read_text, split
+from shoal.storage.place import absolute, is_url
 
 OUT_DEFAULT = Path("out/gpt")
 
@@ -38,7 +39,11 @@ def gpt(
         Path | None, typer.Option(help="Folder of the run.", metavar="DIR", show_default=f"{OUT_DEFAULT}, or -2, ...")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on from this run or snapshot, with its options.", metavar="PATH")
+        str | None,
+        typer.Option(
+            help="Go on from this run or snapshot, with its options; a snapshot's URL needs the run's folder in --out.",
+            metavar="PATH",
+        ),
     ] = None,
     transport: Transport = "auto",
     tls_cert: TlsCert = None,
@@ -60,6 +65,8 @@ def gpt(
     given = {name: value for name, value in options.items() if _is_given(ctx, name)}
     if given.get("text"):
         given["text"] = str(Path(str(given["text"])).resolve())  # a resumed run may start elsewhere
+    if given.get("snapshots"):
+        given["snapshots"] = absolute(str(given["snapshots"]))
     folder, snapshot, settings, tokenizer = (
         _resumed(resume, out, given) if resume else _started(out or OUT_DEFAULT, given, anywhere=out is None)
     )
@@ -88,7 +95,7 @@ def _run(
     servers: int,
     replicas: int,
     max_restarts: int,
-    snapshot: Path | None,
+    snapshot: Path | str | None,
     transport: str,
 ) -> None:
     """Train; leaves by typer.Exit when the script ends badly."""
@@ -145,7 +152,7 @@ def _write_report(report: Path, folder: Folder, result: Result) -> None:
         ) from None
 
 
-Plan = tuple[Folder, Path | None, Settings, Tokenizer]
+Plan = tuple[Folder, Path | str | None, Settings, Tokenizer]
 
 
 def _started(out: Path, given: dict[str, Any], *, anywhere: bool) -> Plan:
@@ -162,10 +169,11 @@ def _started(out: Path, given: dict[str, Any], *, anywhere: bool) -> Plan:
     return folder, None, settings, tokenizer
 
 
-def _resumed(path: Path, out: Path | None, given: dict[str, Any]) -> Plan:
-    """The run of `path`, going on in its own folder or in `out`."""
-    old = Folder.of(path)
-    snapshot, iterations = old.last_snapshot() if old.path == path else (path, iterations_of(path))
+def _resumed(path: str, out: Path | None, given: dict[str, Any]) -> Plan:
+    """The run of `path`, going on in its own folder or in `out`; behind a URL, the run of `out`."""
+    where = path if is_url(path) else Path(path)
+    old = Folder.of(where if isinstance(where, Path) else out or OUT_DEFAULT)
+    snapshot, iterations = old.last_snapshot() if old.path == where else (where, iterations_of(where))
     before = old.settings()
     for name in FIXED:
         if name in given and given[name] != getattr(before, name):
@@ -236,7 +244,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-_METAVARS = {"text": "FILE"}
+_METAVARS = {"text": "FILE", "snapshots": "PATH"}
 
 train.command(context_settings={"token_normalize_func": lambda name: name.replace("_", "-")})(_with_settings(gpt))
 

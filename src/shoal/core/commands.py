@@ -74,9 +74,13 @@ class Take:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Have a snapshot written; Snapshotted follows. One at a time."""
+    """Have a snapshot written; Snapshotted follows. One at a time.
+
+    keep: once it is complete, only so many of the newest beside it stay; 0: all.
+    """
 
     path: str
+    keep: int = 0
 
 
 @dataclass(frozen=True)

@@ -237,6 +237,8 @@ class Coordinator:
                 return self._lease_request(member, message, now)
             case m.SnapshotRequest():
                 return self._snapshot(message, now)
+            case m.Recalled():
+                return self.savings.recalled(message, self.spec) if self.spec is not None else []
             case m.Leave():
                 gone = self._remove(member, f"worker {worker} left", now, parted=True)
                 return [k.Send(source, m.Left(worker, incarnation)), *gone]
@@ -597,9 +599,11 @@ class Coordinator:
         if self.phase != RUNNING:
             return self.savings.refuse(request, f"the job has not begun: {self.formation.missing()}")
         entry = self.log.cut(save=request.path)
+        workers = [(member.worker, member.incarnation) for member in self.membership.ordered()]
+        recalled = self.clock if self.policy is not None and self.policy.lockstep else 0
         # The clocks that are over: a resumed job begins at the next.
-        self.savings.begin(request, entry, self.clock - 1, self.dispatch.samples)
-        return self.log.append(entry, now)
+        facts = (request, entry, self.clock - 1, self.dispatch.samples)
+        return [*self.log.append(entry, now), *self.savings.begin(*facts, workers, recalled, now)]
 
     def _remove(self, member: Member, why: str, now: int, parted: bool = False) -> list[k.Effect]:
         """The member is gone: its samples are free, its incarnation is fenced, the rest go on."""
@@ -609,7 +613,7 @@ class Coordinator:
         proposal = self.proposals.current
         if proposal is not None and member.worker in proposal.workers:
             self.proposals.drop()
-        effects: list[k.Effect] = [k.Log(why)]
+        effects: list[k.Effect] = [k.Log(why), *self.savings.gone(member.worker, self.spec)]
         if self.phase == RUNNING:
             effects += self.releases.append(self.log.cut(), [], now) + self._decide(now)
         return effects
@@ -655,6 +659,7 @@ class Coordinator:
         if self.phase == RECOVERING:
             effects += self._recover_again(now)
         effects += self._foresee() + self.log.resend(now, limits.resend_ms)
+        effects += self.savings.resend(now, limits.resend_ms)
         return effects + self.proposals.resend(now, limits.resend_ms)
 
     def _lost(self, server: Server, why: str, now: int) -> list[k.Effect]:

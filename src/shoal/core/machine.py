@@ -240,6 +240,8 @@ class Manifest:
     """Every shard's file of this snapshot is complete: write what makes it one, come back with Recorded.
 
     accounted: (data epoch, start, stop) of the samples of `dataset` in the log up to this version.
+    keep: when that is done, remove all but so many of the newest snapshots beside it; 0: none.
+    random: the random state of workers, by rank.
     """
 
     path: str
@@ -249,6 +251,8 @@ class Manifest:
     spec: TableSpec
     dataset: Dataset | None = None
     accounted: tuple[tuple[int, int, int], ...] = ()
+    keep: int = 0
+    random: tuple[tuple[int, bytes], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""Snapshots under way: an entry of the log names the directory, each shard writes its file, and
-the manifest, written last, makes them one snapshot."""
+"""Snapshots under way: an entry of the log names the directory, each shard writes its file, each worker tells its
+random state, and the manifest, written last, makes them one snapshot."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from shoal.core import machine as k
@@ -15,13 +15,19 @@ Samples = tuple[Dataset | None, tuple[tuple[int, int, int], ...]]  # of this tra
 
 @dataclass
 class Saving:
-    """One snapshot: who asked, the entry that carries it, the files that are complete."""
+    """One snapshot: who asked, the entry that carries it, the files that are complete.
+
+    recalls: what was asked of workers that have not answered, by worker. asked_at: when they were, last.
+    """
 
     request: m.SnapshotRequest
     commit: m.Commit
     clock: int
     samples: Samples  # in the log up to there
+    recalls: dict[int, m.Recall]
+    asked_at: int
     files: dict[int, str] = field(default_factory=dict)  # by shard
+    random: dict[int, bytes] = field(default_factory=dict)  # by worker
 
 
 @dataclass
@@ -45,8 +51,43 @@ class Savings:
                 return [k.Send(server_name(primary), saving.commit) for primary in silent]
         return None
 
-    def begin(self, request: m.SnapshotRequest, commit: m.Commit, clock: int, samples: Samples) -> None:
-        self.under_way[commit.seq] = Saving(request, commit, clock, samples)
+    def begin(
+        self,
+        request: m.SnapshotRequest,
+        commit: m.Commit,
+        clock: int,
+        samples: Samples,
+        workers: Iterable[tuple[int, int]],
+        recalled: int,
+        now: int,
+    ) -> list[k.Effect]:
+        """A snapshot after `clock`. workers, with their incarnations: asked for their random state at `recalled`."""
+        recalls = {worker: m.Recall(worker, incarnation, commit.seq, recalled) for worker, incarnation in workers}
+        self.under_way[commit.seq] = Saving(request, commit, clock, samples, recalls, now)
+        return [k.Send(worker_name(worker), recall) for worker, recall in recalls.items()]
+
+    def resend(self, now: int, resend_ms: int) -> list[k.Effect]:
+        """Ask workers again that have not told their random state."""
+        effects: list[k.Effect] = []
+        for saving in self.under_way.values():
+            if now - saving.asked_at >= resend_ms:
+                saving.asked_at = now
+                effects += [k.Send(worker_name(worker), recall) for worker, recall in saving.recalls.items()]
+        return effects
+
+    def recalled(self, answer: m.Recalled, spec: TableSpec) -> list[k.Effect]:
+        """A worker tells its random state."""
+        saving = self.under_way.get(answer.seq)
+        if saving is None or saving.recalls.pop(answer.worker, None) is None:
+            return []
+        if answer.state:
+            saving.random[answer.worker] = answer.state
+        return self._complete(saving, spec)
+
+    def gone(self, worker: int, spec: TableSpec | None) -> list[k.Effect]:
+        """This worker is not waited for any more."""
+        left = [saving for saving in self.under_way.values() if saving.recalls.pop(worker, None) is not None]
+        return [effect for saving in left if spec is not None for effect in self._complete(saving, spec)]
 
     def saved(self, saved: m.Saved, shard: int, spec: TableSpec) -> list[k.Effect]:
         """The primary of a shard has written its file, or could not."""
@@ -58,10 +99,16 @@ class Savings:
         if shard in saving.files:
             return []
         saving.files[shard] = saved.file
-        if len(saving.files) < self.shards:
+        return self._complete(saving, spec)
+
+    def _complete(self, saving: Saving, spec: TableSpec) -> list[k.Effect]:
+        """What is left to do once every shard and every worker has done its part."""
+        if len(saving.files) < self.shards or saving.recalls:
             return []
         files = tuple(saving.files[shard] for shard in range(self.shards))
-        return [k.Manifest(saving.request.path, saved.seq, saving.clock, files, spec, *saving.samples)]
+        request, random = saving.request, tuple(sorted(saving.random.items()))
+        done = (saving.commit.seq, saving.clock, files, spec, *saving.samples)
+        return [k.Manifest(request.path, *done, request.keep, random)]
 
     def recorded(self, version: int, error: str) -> list[k.Effect]:
         """The manifest is written, or could not be."""

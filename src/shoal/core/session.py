@@ -8,7 +8,7 @@ time (Push, Restart and Tell apart, which wait for nothing, and Snapshot, which 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from shoal.config import Limits
@@ -73,6 +73,8 @@ class Session:
     saving: m.SnapshotRequest | None = None  # beside whatever the training thread does
     saving_at: int = 0
     saving_again: Backoff = field(init=False)
+    random: dict[int, Callable[[], bytes]] = field(default_factory=dict)  # by clock: random state at its beginning
+    recalls: dict[int, m.Recall] = field(default_factory=dict)  # asked for snapshots, not answered; by entry
     near: set[int] = field(default_factory=set)  # shards whose servers share memory
     unattached: set[int] = field(default_factory=set)  # those of them that have not answered yet
     attaching: Backoff = field(init=False)
@@ -135,10 +137,10 @@ class Session:
                 # What was released before the thread waited was passed over: ask for it again at once.
                 assert self.spec is not None
                 return self._ask("start", m.Declare(self.worker, self.incarnation, self.spec), now)
-            case Snapshot(path):
+            case Snapshot(path, keep):
                 assert self.saving is None, "one snapshot at a time"
                 self.snapshots += 1
-                self.saving = m.SnapshotRequest(self.worker, self.incarnation, self.snapshots, path)
+                self.saving = m.SnapshotRequest(self.worker, self.incarnation, self.snapshots, path, keep)
                 self.saving_at = now
                 self.saving_again.start(now)
                 return [k.Send(COORDINATOR, self.saving)]
@@ -256,8 +258,30 @@ class Session:
                     return []
                 self.saving = None
                 return [k.Snapshotted(path, version, error)]
+            case m.Recall(seq=seq):
+                self.recalls[seq] = message
+                return self._recall()
             case _:
                 return []
+
+    def _recall(self) -> list[k.Effect]:
+        """Tell the random states that were asked for, as far as the training thread has come to those clocks."""
+        found = {seq: self._random_at(recall.clock) for seq, recall in self.recalls.items()}
+        mine = (self.worker, self.incarnation)
+        told = [m.Recalled(*mine, seq, state) for seq, state in found.items() if state is not None]
+        for answer in told:
+            del self.recalls[answer.seq]
+        return [k.Send(COORDINATOR, answer) for answer in told]
+
+    def _random_at(self, clock: int) -> bytes | None:
+        """Empty where it is not known, and will not be; None: not known yet."""
+        newest = max(self.random, default=-1)
+        if newest < 0 or (clock and clock < newest and clock not in self.random):
+            return b""
+        if clock in self.random:
+            return self.random[clock]()
+        # Who waits for samples has drawn nothing since its last step; under Bounded and Async any state will do.
+        return self.random[newest]() if clock == 0 or self.parked == "lease" else None
 
     def _introduce(self, epoch: int, now: int) -> list[k.Effect]:
         """Tell a new coordinator how far this worker is. What the one before promised is void: it moves no further
@@ -523,6 +547,7 @@ class Session:
             path, self.saving = self.saving.path, None
             late = f"it was not written within {self.limits.wait_ms / 1000:g} s (SHOAL_WAIT_MS)"
             effects.append(k.Snapshotted(path, 0, late))
+        effects += self._recall()
         if self.unattached and self.attaching.due(now):
             effects += self._attach()
         for courier in self.couriers:

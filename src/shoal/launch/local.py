@@ -77,7 +77,7 @@ def launch(
     port: int = 0,
     max_restarts: int = 3,
     replicas: int = 1,
-    resume: Path | None = None,
+    resume: Path | str | None = None,
     on_line: OnLine | None = None,
     on_status: OnStatus | None = None,
     way_on: WayOn = lambda: "start again from the last snapshot with --resume PATH",

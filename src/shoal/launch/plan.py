@@ -12,6 +12,7 @@ from shoal.config import Limits, Tls
 from shoal.errors import ConfigurationError
 from shoal.launch.fleet import MEMBERS_VARIABLE, TOKEN_VARIABLE, members_from
 from shoal.runtime import process
+from shoal.storage.place import absolute, is_url
 from shoal.storage.snapshot import read_manifest
 from shoal.transport.tcp import host_and_port
 
@@ -32,7 +33,7 @@ class Plan:
     host: str
     port: int
     max_restarts: int
-    resume: Path | None
+    resume: Path | str | None  # a snapshot: its path, or its URL
     job: str
     token: str
     limits: Limits
@@ -49,7 +50,7 @@ class Plan:
             raise ConfigurationError(f"port {self.port} must lie in 0..65535; 0 takes any free one")
         if self.max_restarts < 0:
             raise ConfigurationError(f"max_restarts={self.max_restarts} must be 0 or more")
-        if self.resume is not None and not self.resume.exists():
+        if self.resume is not None and not is_url(self.resume) and not Path(self.resume).exists():
             raise ConfigurationError(f"there is no snapshot at {self.resume}; give the path that a run printed")
         if self.resume is not None:
             read_manifest(self.resume)
@@ -81,7 +82,7 @@ class Plan:
         """The environment of one process of the job; facts are what tells it from the others."""
         kept = {name: value for name, value in base.items() if name not in _IDENTITY}
         cores = len(os.sched_getaffinity(0))
-        resume = {} if self.resume is None else {"SHOAL_RESUME": str(self.resume.resolve())}
+        resume = {} if self.resume is None else {"SHOAL_RESUME": absolute(self.resume)}
         limits = {f"SHOAL_{item.name.upper()}": str(getattr(self.limits, item.name)) for item in fields(self.limits)}
         job = {
             "SHOAL_JOB": self.job,
@@ -105,7 +106,7 @@ def prepared(
     port: int = 0,
     max_restarts: int = 3,
     replicas: int = 1,
-    resume: Path | None = None,
+    resume: Path | str | None = None,
     environment: Mapping[str, str] = os.environ,
     limits: Limits | None = None,
 ) -> Plan:

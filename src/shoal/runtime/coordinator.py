@@ -8,7 +8,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,9 +19,11 @@ from shoal.core.saving import Samples
 from shoal.errors import SnapshotError
 from shoal.runtime import process
 from shoal.runtime.node import Node
-from shoal.storage import snapshot
+from shoal.storage import shelf, snapshot
+from shoal.storage.pace import paced
+from shoal.storage.place import place
 from shoal.transport import Wrap, unwrapped
-from shoal.vocabulary import COORDINATOR, Dataset, TableSpec
+from shoal.vocabulary import COORDINATOR, Dataset
 from shoal.wire import messages as m
 
 
@@ -39,9 +40,9 @@ class CoordinatorNode(Node):
     epoch: above 1 when it takes the place of one that died: grows with each of them.
     """
 
-    def __init__(self, job: Job, resume: Path | None = None, wrap: Wrap = unwrapped, epoch: int = 1) -> None:
-        super().__init__(COORDINATOR, job, wrap)
+    def __init__(self, job: Job, resume: str | None = None, wrap: Wrap = unwrapped, epoch: int = 1) -> None:
         clock, samples = _begin(resume)
+        super().__init__(COORDINATOR, job, wrap)
         self._thread = process.beside("manifest")
         self._coordinator = Coordinator(job, epoch, clock, samples, epoch > 1, os.getpid())
 
@@ -55,15 +56,36 @@ class CoordinatorNode(Node):
 
     def perform(self, effect: k.Effect) -> None:
         match effect:
-            case k.Manifest(path, version, clock, files, spec, dataset, accounted):
+            case k.Manifest():
                 # It reads all that the servers wrote, so it is done beside the loop, one at a time in their order.
-                facts = (path, self.job.name, version, clock, files, spec, _state(dataset, accounted))
-                done = asyncio.get_running_loop().run_in_executor(self._thread, _record, *facts)
+                done = asyncio.get_running_loop().run_in_executor(self._thread, self._record, effect)
                 done.add_done_callback(lambda future: None if future.cancelled() else self.event(future.result()))
             case k.Begun():
                 self.log(process.BEGUN)
             case _:
                 raise TypeError(f"the coordinator's driver cannot perform {effect!r}")
+
+    def warn(self, text: str) -> None:
+        """Tell whoever runs the job what did not work, and does not keep it from going on."""
+        self.log(f"warning: {text}")
+
+    def _record(self, effect: k.Manifest) -> k.Recorded:
+        """Write a manifest; says what went wrong, as a worker waits for the answer whatever it is."""
+        state = _state(effect.dataset, effect.accounted)
+        facts = (self.job.name, effect.version, effect.clock, effect.files, effect.spec, state)
+        try:
+            with paced(lambda: self._coordinator.log.version):
+                snapshot.write_manifest(effect.path, *facts, dict(effect.random))
+        except Exception as error:  # noqa: BLE001 - see above
+            if not isinstance(error, SnapshotError | OSError | MemoryError):
+                traceback.print_exc()
+            return k.Recorded(effect.version, str(error) or type(error).__name__)
+        if effect.keep:
+            try:
+                shelf.prune(place(effect.path).parent, effect.keep)
+            except SnapshotError as error:
+                self.warn(f"{effect.path} is complete, but {error}")
+        return k.Recorded(effect.version, "")
 
     async def close(self) -> None:
         for name in [name for name in self.peers if name.startswith("server/")]:
@@ -72,7 +94,7 @@ class CoordinatorNode(Node):
         self._thread.shutdown(wait=False)
 
 
-def _begin(resume: Path | None) -> tuple[int, Samples]:
+def _begin(resume: str | None) -> tuple[int, Samples]:
     """Where a job begins: after this clock, with these samples in the log. SnapshotError for no snapshot."""
     if resume is None:
         return 0, (None, ())
@@ -89,29 +111,16 @@ def _state(dataset: Dataset | None, accounted: tuple[tuple[int, int, int], ...])
     return built
 
 
-def _record(
-    path: str, job: str, version: int, clock: int, receipts: tuple[str, ...], spec: TableSpec, state: dict[str, Any]
-) -> k.Recorded:
-    """Write a manifest; says what went wrong, as a worker waits for the answer whatever it is."""
-    try:
-        snapshot.write_manifest(path, job, version, clock, receipts, spec, state)
-    except Exception as error:  # noqa: BLE001 - see above
-        if not isinstance(error, SnapshotError | OSError | MemoryError):
-            traceback.print_exc()
-        return k.Recorded(version, str(error) or type(error).__name__)
-    return k.Recorded(version, "")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m shoal.runtime.coordinator", description=__doc__)
     parser.add_argument("--listen", default="tcp://127.0.0.1:0", metavar="ADDRESS")
     address = parser.parse_args(arguments).listen
-    resume = os.environ.get("SHOAL_RESUME")
+    resume = os.environ.get("SHOAL_RESUME") or None
 
     async def start() -> Node:
         job = process.job_from()
         process.check_exposure(address, job)
-        node = CoordinatorNode(job, Path(resume) if resume else None, epoch=process.epoch_from())
+        node = CoordinatorNode(job, resume, epoch=process.epoch_from())
         print(process.READY, await node.listen(address), flush=True)
         return node
 

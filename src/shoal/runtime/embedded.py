@@ -7,10 +7,10 @@ cluster, so the script need not change when it gets one.
 from __future__ import annotations
 
 import itertools
+import sys
 from asyncio import Future, Task
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from shoal.config import Job
 from shoal.core.status import status
@@ -30,11 +30,14 @@ class Quiet(CoordinatorNode):
     def log(self, text: str) -> None:
         """Say nothing."""
 
+    def warn(self, text: str) -> None:
+        print(f"shoal: warning: {text}", file=sys.stderr, flush=True)
+
 
 class EmbeddedJob:
     """Coordinator and servers of a job, in this process. Workers join at `address`, on `thread`."""
 
-    def __init__(self, job: Job, resume: Path | None = None, wrap: Wrap = unwrapped, scheme: str = "inproc") -> None:
+    def __init__(self, job: Job, resume: str | None = None, wrap: Wrap = unwrapped, scheme: str = "inproc") -> None:
         """scheme "tcp" or "shm" puts the job on loopback ports instead, for workers on other threads or processes."""
         self.job = job
         self.thread = LoopThread("shoal-embedded")
@@ -45,7 +48,7 @@ class EmbeddedJob:
         self._closing: Task[None] | None = None  # kept, or the loop would forget it
         self.address = self.thread.call(self._open(resume, wrap))
 
-    async def _open(self, resume: Path | None, wrap: Wrap) -> str:
+    async def _open(self, resume: str | None, wrap: Wrap) -> str:
         coordinator = Quiet(self.job, resume, wrap)
         self._nodes.append(coordinator)
         address = await coordinator.listen(self._listen("coordinator"))
@@ -55,7 +58,7 @@ class EmbeddedJob:
             await self._serve(index, address, resume)
         return address
 
-    async def _serve(self, index: int, coordinator: str, resume: Path | None = None) -> None:
+    async def _serve(self, index: int, coordinator: str, resume: str | None = None) -> None:
         server = ServerNode(index, self.job, resume, self._wrap)
         self._nodes.append(server)
         self._servers[index] = server

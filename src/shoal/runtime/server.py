@@ -14,7 +14,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from shoal import arena
 from shoal.config import Job
@@ -26,6 +25,7 @@ from shoal.placement import cut
 from shoal.runtime import process
 from shoal.runtime.node import Node
 from shoal.storage import snapshot
+from shoal.storage.pace import paced
 from shoal.transport import ALTERNATIVE, Wrap, tcp, unwrapped
 from shoal.vocabulary import COORDINATOR, ITEM_BYTES, TableSpec, server_name, worker_name
 from shoal.wire import messages as m
@@ -39,10 +39,10 @@ INLINE_ELEMENTS = 1 << 20  # a shard of up to so many is updated on the event lo
 class ServerNode(Node):
     """Drives a Shard and its Store."""
 
-    def __init__(self, index: int, job: Job, resume: Path | None = None, wrap: Wrap = unwrapped) -> None:
+    def __init__(self, index: int, job: Job, resume: str | None = None, wrap: Wrap = unwrapped) -> None:
+        version = snapshot.read_manifest(resume).version if resume is not None else 0
         super().__init__(server_name(index), job, wrap)
         self._resume = resume
-        version = snapshot.read_manifest(resume).version if resume is not None else 0
         self._shard = Shard(index, job.limits, version=version)
         self._shares = job.transport == "shm" or (job.transport == "auto" and arena.available())
         self._store = Store(snapshot, job.threads, shared=self._shares)
@@ -196,7 +196,8 @@ class ServerNode(Node):
 
     def _write(self, seq: int, path: str) -> k.Written:
         try:
-            return k.Written(seq, self._store.write(seq, path))
+            with paced(lambda: self._store.table.generation):
+                return k.Written(seq, self._store.write(seq, path))
         except Exception as error:  # noqa: BLE001 - whatever it is, the worker that asked for the snapshot waits
             if not isinstance(error, ShoalError | OSError | MemoryError):
                 traceback.print_exc()
@@ -251,8 +252,7 @@ def main() -> int:
             raise ConfigurationError("a server needs SHOAL_SERVER_INDEX and SHOAL_COORDINATOR; `shoal run` sets both")
         listen = os.environ.get("SHOAL_LISTEN", "tcp://127.0.0.1:0")
         process.check_exposure(listen, job)
-        resume = os.environ.get("SHOAL_RESUME")
-        node = ServerNode(index, job, Path(resume) if resume else None)
+        node = ServerNode(index, job, os.environ.get("SHOAL_RESUME") or None)
         address = await node.open(coordinator, listen)
         if not node.halted.done():
             print(process.READY, address, flush=True)

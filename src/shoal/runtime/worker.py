@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -33,6 +33,7 @@ LEAVE_SECONDS = 5.0
 SHOWN_MAX = 60  # characters of a value in an error
 AUDITED_PAGES_MIN = 256  # of the parameters' memory, looked at in each step
 AUDITED_SHARE = 1 / 64
+REMEMBERED_CLOCKS = 3  # a snapshot asks for the clock under way, or for the one before if word of it is late
 
 
 class Worker:
@@ -44,13 +45,20 @@ class Worker:
     """
 
     def __init__(
-        self, job: Job, coordinator: str, rank: int = -1, wrap: Wrap = unwrapped, thread: LoopThread | None = None
+        self,
+        job: Job,
+        coordinator: str,
+        rank: int = -1,
+        wrap: Wrap = unwrapped,
+        thread: LoopThread | None = None,
+        resumed_from: str | None = None,
     ) -> None:
-        """Join the job whose coordinator listens at `coordinator`.
+        """Join the job whose coordinator listens at `coordinator`; resumed_from: the snapshot that it began from.
 
         Raises StartupError when nobody answers there, or not all servers are there in time.
         """
         self.workers = job.workers
+        self.resumed_from = resumed_from
         self._job = job
         self._thread = thread or LoopThread("shoal-worker")
         self._owns_thread = thread is None
@@ -291,8 +299,21 @@ class Worker:
         """Show these figures in `shoal status` (ConfigurationError for what is no number)."""
         self._post(self._node.event, s.Tell({name: _number(name, value) for name, value in figures.items()}))
 
-    def begin_snapshot(self, path: str) -> None:
+    def remembers(self, clock: int) -> bool:
+        """Whether the random state of this clock is known."""
+        return clock in self._node.session.random
+
+    def remember(self, clock: int, state: Callable[[], bytes]) -> None:
+        """What `clock` begins with of this process's random state, for snapshots: called if one asks for it."""
+        known = self._node.session.random
+        kept = sorted(known)[-REMEMBERED_CLOCKS + 1 :]
+        # In one piece: the session reads it on another thread.
+        self._node.session.random = {**{each: known[each] for each in kept}, clock: state}
+
+    def begin_snapshot(self, path: str, keep: int = 0) -> None:
         """Have a snapshot of the model and the optimizer's state written under `path`; training goes on meanwhile.
+
+        keep: once it is complete, only so many of the newest beside it stay; 0: all.
 
         Waits for the one before, and raises as await_snapshot() does, for that one; ConfigurationError while this
         worker has no model in the job.
@@ -306,7 +327,12 @@ class Worker:
         self.await_snapshot()
         self.finish_step()
         self._snapshot = Future()
-        self._post(self._node.take_snapshot, path, self._snapshot)
+        self._post(self._node.take_snapshot, path, keep, self._snapshot)
+
+    @property
+    def saving(self) -> bool:
+        """Whether a snapshot that was begun is still being written."""
+        return self._snapshot is not None and not self._snapshot.done()
 
     def await_snapshot(self) -> int:
         """Wait for the snapshot that was begun; returns its version, or 0 without one.

@@ -55,12 +55,12 @@ class WorkerNode(Node):
         self.answer = answer
         self.event(command)
 
-    def take_snapshot(self, path: str, answer: Future[k.Snapshotted]) -> None:
+    def take_snapshot(self, path: str, keep: int, answer: Future[k.Snapshotted]) -> None:
         self.snapshot = answer
         if self.failure is not None:
             answer.set_exception(self.failure)
             return
-        self.event(s.Snapshot(path))
+        self.event(s.Snapshot(path, keep))
 
     def near(self) -> tuple[int, ...]:
         """The shards whose servers this worker shares memory with (StartupError for one that it cannot, but must)."""

@@ -10,6 +10,7 @@ import xxhash
 
 from shoal.storage.damage import Damage
 from shoal.storage.manifest import MANIFEST, File
+from shoal.storage.pace import keep_pace
 from shoal.storage.place import Place
 
 CHUNK_BYTES = 4 << 20
@@ -34,6 +35,7 @@ class Writer:
         self._file.write(data)
         self._digest.update(data)
         self._size_bytes += len(data)
+        keep_pace()
 
     def written(self, name: str) -> File:
         """What the file is by now, as the manifest will describe it."""
@@ -56,6 +58,7 @@ class Reader:
             fill(self._file, piece)
             self._digest.update(piece)
             self._progress(len(piece))
+            keep_pace()
 
     def skip(self, count: int) -> None:
         """Read `count` bytes and forget them."""
@@ -78,8 +81,11 @@ def fill(file: BinaryIO, target: memoryview) -> None:
 
 
 @contextmanager
-def opened(place: Place, file: File) -> Iterator[BinaryIO]:
-    """A file of a snapshot, open, once its size is known to be right (Damage if not, or if reading it fails)."""
+def opened(place: Place, file: File, once: bool = False) -> Iterator[BinaryIO]:
+    """A file of a snapshot, open, once its size is known to be right (Damage if not, or if reading it fails).
+
+    once: as Place.open_once does.
+    """
     path = place.at(file.name)
     try:
         found = place.size_bytes(file.name)
@@ -87,7 +93,7 @@ def opened(place: Place, file: File) -> Iterator[BinaryIO]:
             raise Damage(f"{path} is truncated: {found:,} of {file.size_bytes:,} bytes")
         if found > file.size_bytes:
             raise Damage(f"{path} is too long: {found:,} bytes where {file.size_bytes:,} were written")
-        with place.open(file.name) as stream:
+        with place.open_once(file.name) if once else place.open(file.name) as stream:
             yield stream
     except FileNotFoundError:
         raise Damage(f"{path} is missing") from None
@@ -95,9 +101,9 @@ def opened(place: Place, file: File) -> Iterator[BinaryIO]:
         raise Damage(f"{path} cannot be read: {error}") from None
 
 
-def check(place: Place, file: File, progress: Progress = quietly) -> None:
-    """Read a file and compare its size and digest with what was written (Damage if they differ)."""
-    with opened(place, file) as stream:
+def check(place: Place, file: File, progress: Progress = quietly, once: bool = False) -> None:
+    """Read a file and compare its size and digest with what was written (Damage if they differ). once: as in opened."""
+    with opened(place, file, once) as stream:
         reader = Reader(stream, progress)
         reader.skip(file.size_bytes)
     compare(place, file, reader)

@@ -19,6 +19,7 @@ from shoal.vocabulary import TableSpec
 FORMAT = 2
 MANIFEST = "manifest.json"
 MODEL = "model.safetensors"
+RANDOM = "random.safetensors"
 
 _MARK, _END = b',\n "digest": "', b'"\n}\n'
 
@@ -48,8 +49,9 @@ class File(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True):
     """What the files of a snapshot are together.
 
-    files: the shards' in order, then the model's. version, clock: of the job then. state: whatever else the job
-    keeps, as its coordinator gave it. written: when, in seconds since 1970.
+    files: the shards' in order, that of the workers' random states if there are any, the model's. version, clock:
+    of the job then. state: whatever else the job keeps, as its coordinator gave it. written: when, in seconds since
+    1970.
     """
 
     job: str
@@ -69,6 +71,11 @@ class Manifest(msgspec.Struct, frozen=True):
     @property
     def model(self) -> File:
         return self.files[-1]
+
+    @property
+    def random(self) -> File | None:
+        """The workers' random states."""
+        return next(iter(self.files[self.shards : -1]), None)
 
     @property
     def size_bytes(self) -> int:
@@ -113,7 +120,7 @@ def read(place: Place) -> Manifest:
         raise SnapshotError(f"{path} is not a manifest: {error}") from None
     names = [file.name for file in manifest.files]
     strange = len(set(names)) < len(names) or any("/" in name or name in (".", "..") for name in names)
-    if strange or len(names) != manifest.shards + 1 or names[-1] != MODEL:
+    if strange or names[manifest.shards :] not in ([MODEL], [RANDOM, MODEL]):
         raise SnapshotError(f"{path} names the files {names} for {manifest.shards} shards and the model")
     return manifest
 

@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, cast
 
 from shoal.errors import SnapshotError
+from shoal.storage.direct import Sink, Source
 
 
 class Place(Protocol):
@@ -42,6 +43,9 @@ class Place(Protocol):
 
     def open(self, name: str) -> BinaryIO: ...
 
+    def open_once(self, name: str) -> BinaryIO:
+        """To read what the disk holds rather than what memory does, and to leave memory as it is, where that can be."""
+
     def create(self, name: str) -> AbstractContextManager[BinaryIO]:
         """A file that is there, in place of an earlier one, once the `with` block ends without an error.
 
@@ -68,6 +72,12 @@ def place(directory: Path | str) -> Place:
 def is_url(directory: Path | str) -> bool:
     """Whether this is a URL of fsspec's, such as s3://bucket/run or memory://run, and not a path."""
     return isinstance(directory, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*(::|://)", directory) is not None
+
+
+def absolute(directory: str | os.PathLike[str]) -> str:
+    """The same for a process with another working directory: a URL as it is, a path from the root on."""
+    text = os.fspath(directory)
+    return text if is_url(text) else str(Path(text).resolve())
 
 
 class Local:
@@ -109,6 +119,9 @@ class Local:
     def open(self, name: str) -> BinaryIO:
         return (self.path / name).open("rb")
 
+    def open_once(self, name: str) -> BinaryIO:
+        return cast(BinaryIO, Source(self.path / name))
+
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
         path = self.path / name
@@ -116,12 +129,9 @@ class Local:
         try:
             fresh = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                # Whoever reads it back shall see what the disk holds rather than what memory still does.
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            with Sink(temporary) as file:
+                yield cast(BinaryIO, file)
+                file.sync()
             temporary.rename(path)
             _sync(self.path)
             if fresh:

@@ -65,6 +65,9 @@ class Remote:
         with self._telling(name):
             return cast(BinaryIO, self._system.open(self._full(name), "rb"))
 
+    def open_once(self, name: str) -> BinaryIO:
+        return self.open(name)
+
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
         try:

@@ -19,6 +19,7 @@ from shoal.storage import tensors
 from shoal.storage.damage import Damage
 from shoal.storage.hashed import Progress, Reader, Writer, check, compare, fill, opened, quietly
 from shoal.storage.manifest import File
+from shoal.storage.pace import keep_pace
 from shoal.storage.place import Place
 from shoal.storage.tensors import Array, Entry
 
@@ -101,8 +102,9 @@ class Pieces:
     Sizes are checked, digests are not: who relies on the bytes checks the files before. Close it, or use `with`.
     """
 
-    def __init__(self, place: Place, files: Sequence[File]) -> None:
-        self._place = place
+    def __init__(self, place: Place, files: Sequence[File], once: bool = False) -> None:
+        """once: as Place.open_once does."""
+        self._place, self._once = place, once
         self._files = ExitStack()
         self._pieces: dict[tuple[str, str], list[tuple[int, BinaryIO, File, Entry]]] = {}
         try:
@@ -135,6 +137,7 @@ class Pieces:
                 fill(stream, tensors.as_bytes(array))
             except (OSError, EOFError) as error:
                 raise _unreadable(self._place, file, error) from None
+            keep_pace()
             yield start, array
 
     def whole(self, tensor: str, what: str) -> Array:
@@ -147,7 +150,7 @@ class Pieces:
         return sum(entry.stop - entry.start for _, _, _, entry in self._pieces.get((tensor, what), ()))
 
     def _open(self, file: File) -> None:
-        stream = self._files.enter_context(opened(self._place, file))
+        stream = self._files.enter_context(opened(self._place, file, self._once))
         try:
             for entry in _header(stream, file):
                 key = Key.of(entry.name)

@@ -20,7 +20,7 @@ from shoal.storage.manifest import MANIFEST, Manifest
 from shoal.storage.place import Place, place
 from shoal.vocabulary import TableSpec
 
-_OURS = re.compile(r"\.?(shard-\d+-of-\d+\.safetensors|model\.safetensors|manifest\.json)(\.[\w.]+\.tmp)?")
+_OURS = re.compile(r"\.?(shard-\d+-of-\d+\.safetensors|(model|random)\.safetensors|manifest\.json)(\.[\w.]+\.tmp)?")
 _SHARD = re.compile(r"\.?shard-\d+-of-\d+\.safetensors(\.[\w.]+\.tmp)?")
 
 
@@ -132,7 +132,7 @@ def way_back(damaged: Place, spec: TableSpec | None = None) -> str:
     return f"there is no other whole snapshot in {damaged.parent}"
 
 
-def prune(parent: Path | str, keep: int) -> list[str]:
+def prune(parent: Place | Path | str, keep: int) -> list[str]:
     """Remove all but the `keep` newest whole snapshots directly below `parent`; returns what was removed.
 
     What was cut off before the newest whole one was begun goes too. What is damaged is neither counted nor removed: a
@@ -141,7 +141,7 @@ def prune(parent: Path | str, keep: int) -> list[str]:
     if keep < 1:
         raise ConfigurationError(f"keep={keep} must be 1 or more: the newest snapshot always stays")
     try:
-        removed = _superfluous(snapshots(place(parent)), keep)
+        removed = _superfluous(snapshots(place(parent) if isinstance(parent, Path | str) else parent), keep)
         for item in removed:
             ours = sorted(name for name in item.place.names() if name != MANIFEST and _OURS.fullmatch(name))
             item.place.remove([MANIFEST, *ours])

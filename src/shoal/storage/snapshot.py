@@ -1,8 +1,8 @@
 """Snapshots: what is read back is exactly what was written, on any number of servers, or it is refused.
 
 A snapshot is a directory (storage/place.py). Each shard writes `shard-<k>-of-<n>.safetensors`
-(storage/shard_file.py). The coordinator reads them back, writes `model.safetensors` (storage/model.py) and
-last of all `manifest.json` (storage/manifest.py): without one, a directory is not a snapshot.
+(storage/shard_file.py). The coordinator reads them back, writes `model.safetensors` (storage/model.py), the workers'
+`random.safetensors` and last of all `manifest.json` (storage/manifest.py): without one, a directory is not a snapshot.
 
 Digests are of the bytes as they left memory. They are compared with what the files hold twice: before the
 manifest is written, by reading everything back past the page cache, and whenever a file is read.
@@ -11,6 +11,7 @@ manifest is written, by reading everything back past the page cache, and wheneve
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,10 @@ import numpy as np
 
 from shoal.errors import SnapshotError
 from shoal.storage import manifest as manifests
-from shoal.storage import shelf
+from shoal.storage import shelf, tensors
 from shoal.storage.damage import Damage
 from shoal.storage.hashed import Writer, check
-from shoal.storage.manifest import FORMAT, MANIFEST, File, Manifest
+from shoal.storage.manifest import FORMAT, MANIFEST, RANDOM, File, Manifest
 from shoal.storage.model import write_model
 from shoal.storage.place import Place, is_url, place
 from shoal.storage.shard_file import PARAMETERS, Entries, Key, Pieces, entry_names, read_checked, write_entries
@@ -71,10 +72,12 @@ def write_manifest(
     receipts: tuple[str, ...],
     spec: TableSpec,
     state: dict[str, Any] | None = None,
+    random: Mapping[int, bytes] | None = None,
 ) -> None:
     """Make the files of all shards one snapshot. This takes as long as reading all of them.
 
     receipts: what write_shard returned, by shard. state: whatever else must be kept, as JSON can hold it.
+    random: the random state of workers, by rank.
     SnapshotError if a file is not there as its shard wrote it, or if something cannot be written.
     """
     target = place(directory)
@@ -90,11 +93,13 @@ def write_manifest(
                 f"{target.at(file.name)} is not here, though its server has written it: "
                 "snapshots need a directory that all hosts share, or a URL"
             )
-        check(target, file)
-    with Pieces(target, files) as pieces:
-        model = write_model(target, pieces, spec)
-    check(target, model)
-    manifest = Manifest(job, version, clock, len(files), (*files, model), spec, state or {}, time.time())
+        check(target, file, once=True)
+    others = [_write_random(target, random)] if random else []
+    with Pieces(target, files, once=True) as pieces:
+        others.append(write_model(target, pieces, spec))
+    for file in others:
+        check(target, file, once=True)
+    manifest = Manifest(job, version, clock, len(files), (*files, *others), spec, state or {}, time.time())
     with target.create(MANIFEST) as out:
         out.write(manifests.encoded(manifest))
     manifests.read(target)
@@ -153,6 +158,35 @@ def read_parameters(directory: Path | str) -> dict[str, Floats]:
                 f"{where}: {filled[item.name]} of the {item.elements} elements of {item.name!r} are there"
             )
     return {tensor.name: flat[tensor.name].reshape(tensor.shape) for tensor in manifest.spec.tensors}
+
+
+def read_random(directory: Path | str, rank: int) -> bytes | None:
+    """The random state of the worker of this rank; None if the snapshot has none (SnapshotError as read_into)."""
+    where = place(directory)
+    file = read_manifest(directory).random
+    found: list[Array] = []
+
+    def target_of(entry: Entry) -> Array | None:
+        if entry.name != str(rank):
+            return None
+        found.append(np.empty(entry.shape, entry.dtype))
+        return found[-1]
+
+    if file is not None:
+        read_checked(where, file, target_of)
+    return found[0].tobytes() if found else None
+
+
+def _write_random(target: Place, random: Mapping[int, bytes]) -> File:
+    """One array of bytes a worker, named by its rank."""
+    arrays = {str(rank): np.frombuffer(state, np.uint8) for rank, state in sorted(random.items())}
+    with target.create(RANDOM) as file:
+        writer = Writer(file)
+        places = tensors.in_order((name, array.dtype, array.shape) for name, array in arrays.items())
+        writer.write(tensors.header(places, {}))
+        for item in places:
+            writer.write(tensors.as_bytes(arrays[item.name]))
+    return writer.written(RANDOM)
 
 
 class _Unchanged(Exception):

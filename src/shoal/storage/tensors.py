@@ -25,6 +25,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "I64": np.dtype(np.int64),
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype(np.float16),
+    "U8": np.dtype(np.uint8),
 }
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 

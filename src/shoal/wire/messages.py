@@ -23,6 +23,7 @@ Who sends what to whom, in the order of a job's life:
     worker   -> coordinator  Refresh             answered by  Released
     worker   -> coordinator  LeaseRequest        answered by  Granted | Waiting
     worker   -> coordinator  SnapshotRequest     answered by  SnapshotDone (once every server sent Saved)
+    coord.   -> worker       Recall              answered by  Recalled             (for a snapshot)
     worker   -> coordinator  Leave               answered by  Left
     any      -> coordinator  Heartbeat           answered by  Alive (members only)
     any      -> coordinator  Report;  StatusRequest answered by Status;  Drain answered by Draining
@@ -116,6 +117,28 @@ class SnapshotRequest(Message, frozen=True, array_like=True, tag=True):
     incarnation: int
     number: int  # grows, so that a repeated request is told from a new one
     path: str
+    keep: int = 0  # once it is complete, only so many of the newest beside it stay; 0: all
+
+
+class Recall(Message, frozen=True, array_like=True, tag=True):
+    """Asks for a worker's random state as it was when the worker began to compute `clock`; 0: the newest.
+
+    seq: of the snapshot's entry.
+    """
+
+    worker: int
+    incarnation: int
+    seq: int
+    clock: int
+
+
+class Recalled(Message, frozen=True, array_like=True, tag=True):
+    """Answers Recall. state: the adapter's own; empty if the worker kept none."""
+
+    worker: int
+    incarnation: int
+    seq: int
+    state: bytes
 
 
 class Saved(Message, frozen=True, array_like=True, tag=True):
@@ -220,17 +243,17 @@ Any = (
     Hello | Accepted | Refused | Register | Registered | Join | Welcome | Declare | Create | Created | Declared
     | Attach | Attached | Stage | Staged | Ready | Offer | Await | Complete | Foresee | Commit | Norms | Factors
     | Applied | Released | Waiting | Parameters | Copied | Pull | Moved | Refresh | LeaseRequest | Granted
-    | SnapshotRequest | Saved | SnapshotDone | Leave | Left | Fenced | Stop | Heartbeat | Alive | Report
-    | StatusRequest | Status | Recover | Recovered | Introduce | Resume | Resumed | Placed | Prepare | Forward | Held
-    | Fill | Filled | Whole | Drain | Draining | fleet.Any
+    | SnapshotRequest | Recall | Recalled | Saved | SnapshotDone | Leave | Left | Fenced | Stop | Heartbeat | Alive
+    | Report | StatusRequest | Status | Recover | Recovered | Introduce | Resume | Resumed | Placed | Prepare | Forward
+    | Held | Fill | Filled | Whole | Drain | Draining | fleet.Any
 )  # fmt: skip
 
 __all__ = [
     "Accepted", "Alive", "Any", "Applied", "Attach", "Attached", "Await", "Block", "Commit", "Complete", "Copied",
-    "Create", "Created", "Declare", "Declared",
-    "Drain", "Draining", "Factors", "Fenced", "Fill", "Filled", "Foresee", "Forward", "Granted",
-    "Heartbeat", "Held", "Hello", "Introduce", "Join", "LeaseRequest", "Leave", "Left", "MemberStatus", "Message",
-    "Moved", "Norms", "Offer", "Parameters", "Placed", "Prepare", "Pull", "Ready", "Recover", "Recovered", "Refresh",
-    "Refused", "Register", "Registered", "Released", "Report", "Resume", "Resumed", "Saved", "SnapshotDone",
-    "SnapshotRequest", "Stage", "Staged", "Status", "StatusRequest", "Stop", "Waiting", "Welcome", "Whole",
+    "Create", "Created", "Declare", "Declared", "Drain", "Draining", "Factors", "Fenced", "Fill", "Filled",
+    "Foresee", "Forward", "Granted", "Heartbeat", "Held", "Hello", "Introduce", "Join", "LeaseRequest", "Leave",
+    "Left", "MemberStatus", "Message", "Moved", "Norms", "Offer", "Parameters", "Placed", "Prepare", "Pull",
+    "Ready", "Recall", "Recalled", "Recover", "Recovered", "Refresh", "Refused", "Register", "Registered",
+    "Released", "Report", "Resume", "Resumed", "Saved", "SnapshotDone", "SnapshotRequest", "Stage", "Staged",
+    "Status", "StatusRequest", "Stop", "Waiting", "Welcome", "Whole",
 ]  # fmt: skip

@@ -65,6 +65,7 @@ def _worker(
     | m.Refresh
     | m.LeaseRequest
     | m.SnapshotRequest
+    | m.Recalled
     | m.Leave
     | m.Report
     | m.Resume,
@@ -91,7 +92,7 @@ _SPEAKERS: dict[type[m.Message], Callable[..., str]] = {
     **dict.fromkeys(
         (
             m.Declare, m.Attach, m.Copied, m.Pull, m.Refresh, m.LeaseRequest, m.SnapshotRequest, m.Leave, m.Report,
-            m.Resume,
+            m.Resume, m.Recalled,
         ),
         _worker,
     ),
@@ -101,7 +102,7 @@ _SPEAKERS: dict[type[m.Message], Callable[..., str]] = {
         (
             m.Registered, m.Welcome, m.Create, m.Declared, m.Await, m.Foresee, m.Commit, m.Factors, m.Released,
             m.Waiting, m.Granted, m.SnapshotDone, m.Left, m.Fenced, m.Stop, m.Alive, m.Status,
-            m.Recover, m.Introduce, m.Resumed, m.Placed, m.Prepare, m.Draining,
+            m.Recover, m.Introduce, m.Resumed, m.Placed, m.Prepare, m.Draining, m.Recall,
         ),
         _coordinator,
     ),

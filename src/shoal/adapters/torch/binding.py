@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from shoal.adapters.torch.chance import Chance
 from shoal.adapters.torch.groups import Named
 from shoal.adapters.torch.tensors import Landing
 from shoal.runtime.worker import Worker
@@ -42,6 +43,7 @@ class Binding:
         self.landings = [
             Landing(item.parameter, worker.parameter_memory(index)) for index, item in enumerate(members)
         ]
+        self.chance = Chance(worker)
         self._worker = worker
         self._early: set[int] = set()  # members that arrived before the rest of their version
         self._spoiled = False  # parameters that lie in the servers' memory hide it behind what was written here

@@ -98,6 +98,7 @@ class Loader:
         binding = binding_of(self._worker)
         if binding is not None:
             binding.refresh(self._worker.version)
+            binding.chance.remember(self._worker.clock)  # who waited for samples may have passed over clocks
         return lease
 
     def _described(self) -> Dataset:

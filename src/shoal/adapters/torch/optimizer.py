@@ -113,6 +113,9 @@ class Optimizer(torch.optim.Optimizer):
             reduction=reduction,
         )
         self._binding = _join(worker, spec, self._members)
+        self._chance = self._binding.chance
+        self._chance.resume()
+        self._chance.remember(worker.clock)
         self._outbox = Outbox.of(worker, self._members)
         self._warned: set[str] = set()
         handles = [
@@ -207,12 +210,14 @@ class Optimizer(torch.optim.Optimizer):
         rates = [float(group["lr"]) for group in self.param_groups]
         multiplier = 1.0 if scale is None else 1.0 / float(scale)
         if self._overlap is not None:
+            self._chance.remember(self.clock + 1)  # the forward that comes before the step's end draws from it
             self._overlap.begin(rates, multiplier, void, samples)
             self._outbox.clear()
             return
         self._worker.step(rates, multiplier, void, samples)
         self._outbox.clear()
         self._binding.refresh(self.version)
+        self._chance.remember(self.clock)
 
     def _judge(self) -> bool:
         """Whether this contribution is to be left out; raises if it must not go on."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import typer
 
-from shoal.cli.bench import exchange, fleet, link, overlap, replication, scale, straggler
+from shoal.cli.bench import exchange, fleet, link, overlap, replication, scale, snapshot, straggler
 
 bench_app = typer.Typer(name="bench", no_args_is_help=True, rich_markup_mode=None)
 bench_app.command("exchange")(exchange.exchange)
 bench_app.command("overlap")(overlap.overlap)
 bench_app.command("link")(link.link)
 bench_app.command("scale")(scale.scale)
+bench_app.command("snapshot")(snapshot.snapshot)
 bench_app.command("straggler")(straggler.straggler)
 bench_app.command("fleet")(fleet.fleet)
 bench_app.command("replication")(replication.replication)

@@ -4,7 +4,8 @@ An outcome stays until there is a new one: a run that does not come to its end t
 
 settings.json      the options of the run; written first, so its time stamp is the start of the run
 tokenizer.json     the tokeniser that was made from the text
-snapshot-<iters>/  parameters and optimizer state on the servers: what `--resume` goes on from
+snapshot-<iters>/  parameters and optimizer state on the servers: what `--resume` goes on from (unless --snapshots says
+                   another place)
 model.safetensors  the trained model as an ordinary torch state dict: what `shoal sample` reads
 sample.txt         text that the trained model wrote
 *.new              the next of these, until it is complete
@@ -29,6 +30,7 @@ from shoal.errors import ConfigurationError, SnapshotError
 from shoal.recipes.gpt.settings import Settings
 from shoal.recipes.gpt.text import Tokenizer, load_tokenizer
 from shoal.storage.manifest import MANIFEST
+from shoal.storage.place import is_url, place
 
 
 @dataclass(frozen=True)
@@ -109,25 +111,34 @@ class Folder:
     def sample(self) -> Path:
         return self.path / "sample.txt"
 
-    def snapshot(self, iterations: int) -> Path:
-        return self.path / f"{_SNAPSHOT}{iterations:06d}"
+    def snapshot(self, iterations: int) -> Path | str:
+        """Where the snapshot after so many iterations goes: a path, or a URL if the run's snapshots go to one."""
+        name = f"{_SNAPSHOT}{iterations:06d}"
+        return f"{self._shelf.rstrip('/')}/{name}" if isinstance(self._shelf, str) else self._shelf / name
 
-    def last_snapshot(self) -> tuple[Path, int]:
-        """The complete snapshot with the most iterations, and how many those are (SnapshotError if there is none)."""
-        numbered = [(iterations_of(item), item) for item in self._snapshots()]
+    def last_snapshot(self) -> tuple[Path | str, int]:
+        """The complete snapshot with the most iterations, and how many those are.
+
+        SnapshotError if there is none, or if the place they go to cannot be read.
+        """
+        numbered = self._snapshots()
         if not numbered:
             raise SnapshotError(
-                f"{self.path} holds no snapshot: the run ended before its first; start it anew with --out {self.path}"
+                f"{self._shelf} holds no snapshot: the run ended before its first; start it anew with --out {self.path}"
             )
-        iterations, path = max(numbered)
-        return path, iterations
+        iterations = max(numbered)
+        return self.snapshot(iterations), iterations
 
     def way_on(self) -> str:
         """What can be done with a run that did not come to its end, in words."""
-        if self._snapshots():
-            return f"go on from its last snapshot with `shoal train gpt --resume {self.path}`"
+        go_on = f"go on from its last snapshot with `shoal train gpt --resume {self.path}`"
+        try:
+            if self._snapshots():
+                return go_on
+        except SnapshotError as error:
+            return f"{error}; once it can be, {go_on}"
         return (
-            f"{self.path} holds no snapshot yet, so start it anew with --out {self.path}; "
+            f"{self._shelf} holds no snapshot yet, so start it anew with --out {self.path}; "
             f"--snapshot-interval N takes one every N iterations"
         )
 
@@ -171,19 +182,30 @@ class Folder:
         """The outcome, or None while there is none."""
         return _read(self._result, Result) if self._result.exists() else None
 
-    def _snapshots(self) -> list[Path]:
-        """Those that are complete."""
-        return [item for item in self.path.glob(f"{_SNAPSHOT}*") if (item / MANIFEST).is_file()]
+    def _snapshots(self) -> list[int]:
+        """Those that are complete, by their iterations."""
+        try:
+            below = [item for item in place(self._shelf).below() if item.name.startswith(_SNAPSHOT)]
+            return [iterations_of(item.name) for item in below if MANIFEST in item.names()]
+        except OSError as error:
+            raise SnapshotError(f"{self._shelf}, where snapshots go, cannot be read: {error}") from None
+
+    @property
+    def _shelf(self) -> Path | str:
+        """What holds the snapshots; a URL is a str."""
+        chosen = self.settings().snapshots if (self.path / _SETTINGS).exists() else ""
+        return chosen if is_url(chosen) else self.path / chosen
 
     @property
     def _result(self) -> Path:
         return self.path / "result.json"
 
 
-def iterations_of(snapshot: Path) -> int:
+def iterations_of(snapshot: Path | str) -> int:
     """How many iterations a snapshot has seen, by its name (SnapshotError if the name does not say)."""
-    digits = snapshot.name.removeprefix(_SNAPSHOT)
-    if not (snapshot.name.startswith(_SNAPSHOT) and digits.isdecimal()):
+    name = Path(snapshot).name
+    digits = name.removeprefix(_SNAPSHOT)
+    if not (name.startswith(_SNAPSHOT) and digits.isdecimal()):
         raise SnapshotError(f"{snapshot} is not named {_SNAPSHOT}<iterations>, so it is no snapshot of a GPT run")
     return int(digits)
 

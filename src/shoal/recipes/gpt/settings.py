@@ -44,6 +44,8 @@ class Settings:
     eval_interval: Annotated[int, "Iterations between evaluations."] = 250
     eval_iters: Annotated[int, "Batches per evaluation."] = 20
     snapshot_interval: Annotated[int, "Iterations between snapshots; 0: one, at the end."] = 0
+    snapshots: Annotated[str, "Where snapshots go: a directory or a URL; without one, the run's folder."] = ""
+    keep: Annotated[int, "Newest snapshots to keep, older ones beside them are removed; 0: all."] = 0
     sample_tokens: Annotated[int, "Tokens of the text that the trained model writes."] = 300
     seed: Annotated[int, "Decides initial values, samples and dropout."] = 1337
     workers: Annotated[int, "Processes that compute gradients."] = 2
@@ -99,8 +101,8 @@ _POSITIVE = (
     "n_layer", "n_head", "n_embd", "block_size", "batch_size", "max_iters", "eval_interval", "eval_iters", "workers",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "warmup_iters", "lr_decay_iters", "weight_decay", "min_lr", "grad_clip", "snapshot_interval", "sample_tokens",
-    "seed", "staleness",
+    "warmup_iters", "lr_decay_iters", "weight_decay", "min_lr", "grad_clip", "snapshot_interval", "keep",
+    "sample_tokens",     "seed", "staleness",
 )  # fmt: skip
 _BYTES = 256
 

@@ -109,14 +109,14 @@ class Leader:
         if _passed(settings.eval_interval, before, iteration):
             self._say(iteration, self._estimate(self.training), self._estimate(self.validation))
         if before >= 0 and _passed(settings.snapshot_interval, before, iteration):
-            self.ps.snapshot(self.folder.snapshot(iteration), wait=False)
+            self.ps.snapshot(self.folder.snapshot(iteration), wait=False, keep=settings.keep or None)
 
     def finish(self) -> None:
         """The loader has ended: every sample is committed, and the model is as the servers hold it."""
         settings, folder = self.settings, self.folder
         seconds = folder.seconds()
         snapshot = folder.snapshot(settings.max_iters)
-        self.ps.snapshot(snapshot)
+        self.ps.snapshot(snapshot, keep=settings.keep or None)
         save_model(self.model, str(folder.draft(folder.model)))
         train_loss, val_loss = self._estimate(self.training), evaluate.measure(self.model, self.validation)
         self._say(settings.max_iters, train_loss, val_loss)

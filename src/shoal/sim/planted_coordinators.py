@@ -1,0 +1,102 @@
+"""Coordinators that are wrong in one way each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from shoal.core import machine as k
+from shoal.core.coordinator import Coordinator
+from shoal.core.membership import COMPUTING, Member
+from shoal.policy import Bounded, Go, Policy, Sync, View, Wait
+from shoal.wire import messages as m
+
+
+class LooseBound(Coordinator):
+    """Lets workers run one clock further ahead than the bound."""
+
+    @property
+    def policy(self) -> Policy | None:
+        policy = super().policy
+        return Bounded(policy.staleness + 1) if isinstance(policy, Bounded) else policy
+
+
+class SmallQuorum(Coordinator):
+    """Rounds the quorum down."""
+
+    @property
+    def policy(self) -> Policy | None:
+        policy = super().policy
+        return RoundedDown(policy.quorum) if isinstance(policy, Sync) else policy
+
+
+@dataclass(frozen=True)
+class RoundedDown(Sync):
+    def commit(self, view: View) -> Go | Wait:
+        needed = max(1, int(self.quorum * len(view.clocks) * 0.99))
+        return Go(tuple(sorted(view.ready))) if len(view.ready) >= needed else Wait("too few are ready")
+
+
+class CommitsTwice(Coordinator):
+    """Takes a repeated Ready for a new one."""
+
+    def _ready(self, member: Member, ready: m.Ready, now: int) -> list[k.Effect]:
+        if ready.contributor.clock == member.clock - 1 and member.state == COMPUTING and member.clock > 1:
+            member.clock -= 1
+            self.clock = min(self.clock, member.clock)
+        return super()._ready(member, ready, now)
+
+
+class TrustsTheDead(Coordinator):
+    """Takes a message of an earlier incarnation for one of the living worker."""
+
+    def _from_worker(self, source: str, message: m.Message, now: int) -> list[k.Effect]:
+        ready = message.ready if isinstance(message, m.Offer) else message
+        if isinstance(ready, m.Ready):
+            living = self.membership.members.get(ready.contributor.worker)
+            if living is not None and living.incarnation > ready.contributor.incarnation:
+                return self._ready(living, ready, now)
+        return super()._from_worker(source, message, now)
+
+
+class BuriesTheLiving(Coordinator):
+    """Takes the time that it was stopped itself for the servers' silence."""
+
+    def _tick(self, now: int) -> list[k.Effect]:
+        self.watch.ticked_at = None
+        return super()._tick(now)
+
+
+class ForgetsToRelease(Coordinator):
+    """Does not repeat what it told a worker when the worker asks again."""
+
+    def _ready(self, member: Member, ready: m.Ready, now: int) -> list[k.Effect]:
+        return super()._ready(member, ready, now) if ready.contributor.clock >= member.clock else []
+
+
+class TakesOffers(Coordinator):
+    """Does not wait for the shards to have what a worker offers."""
+
+    def _offered(self, member: Member, offer: m.Offer) -> list[k.Effect]:
+        return self._ready(member, offer.ready, 0)
+
+
+class TakesOverAlone(Coordinator):
+    """Begins to decide without waiting for the workers to say what they hold."""
+
+    def _take_over(self, now: int) -> list[k.Effect]:
+        self.recovery.until = now
+        return super()._take_over(now)
+
+
+class DropsWhatFewHave(Coordinator):
+    """Takes an entry for one that never happened, unless every shard has it."""
+
+    def _recovered(self, recovered: m.Recovered, now: int) -> list[k.Effect]:
+        applied = [answer.version for answer in (*self.recovery.answers.values(), recovered)]
+        self.recovery.answers = {
+            shard: msgspec.structs.replace(answer, version=min(applied), entries=())
+            for shard, answer in self.recovery.answers.items()
+        }
+        return super()._recovered(msgspec.structs.replace(recovered, version=min(applied), entries=()), now)
