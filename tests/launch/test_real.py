@@ -114,6 +114,51 @@ def test_a_server_that_is_killed_in_training_ends_the_job_by_name(training: str)
         launch((training, "", "100000"), 2, 2, on_line=watcher.line, on_status=watcher.status)
 
 
+def test_servers_that_are_killed_in_training_are_replaced_and_nothing_shows(training: str) -> None:
+    killed: list[str] = []
+
+    def kill_primaries(status: Status) -> bool:
+        """One after the other; the next once the lost replica is whole again, and steps were taken meanwhile."""
+        states = {member.name: member.state for member in status.members}
+        leading = [member for member in status.members if member.state == f"leads shard {len(killed)}"]
+        whole = sum(state.startswith("backs") for state in states.values()) == 2
+        if status.version < 10 * (1 + len(killed)) or not whole or not leading:
+            return False
+        killed.append(leading[0].name)
+        os.kill(leading[0].pid, signal.SIGKILL)
+        return len(killed) == 2
+
+    watcher = Watcher(kill_primaries)
+    limits = Limits(lease_ms=8000, heartbeat_ms=200, grace_ms=200)
+    status = launch(
+        (training, "", "800"), 2, 2, replicas=2, on_line=watcher.line, on_status=watcher.status, limits=limits
+    )
+    assert status == 0, watcher.lines
+    assert killed == ["server/0", "server/1"]
+    assert sum("another one is started" in text for text in watcher.of("shoal")) == 2, watcher.lines
+    assert any("leads shard 0 now" in text for text in watcher.of("coordinator"))
+    assert any("server 4 is a full replica of shard 0" in text for text in watcher.of("coordinator"))
+    assert watcher.of("worker 0") == watcher.of("worker 1") == ["weight 1.000"]
+
+
+def test_a_server_that_hangs_is_killed_and_replaced(training: str) -> None:
+    def stop_server(status: Status) -> bool:
+        leading = [member for member in status.members if member.state == "leads shard 0"]
+        if status.version < 10 or not leading:
+            return False
+        os.kill(leading[0].pid, signal.SIGSTOP)
+        return True
+
+    watcher = Watcher(stop_server)
+    limits = Limits(lease_ms=4000, heartbeat_ms=200)
+    status = launch(
+        (training, "", "300"), 2, 1, replicas=2, on_line=watcher.line, on_status=watcher.status, limits=limits
+    )
+    assert status == 0, watcher.lines
+    assert any("was taken for dead by the coordinator: it is killed" in text for text in watcher.of("shoal"))
+    assert watcher.of("worker 0") == watcher.of("worker 1") == ["weight 1.000"]
+
+
 def hung(training: str, steps: str, restarts: int) -> tuple[int, Watcher]:
     """A job whose coordinator is stopped at version 3. SIGSTOP: its connections stay, and nothing comes over them."""
 
@@ -131,7 +176,7 @@ def hung(training: str, steps: str, restarts: int) -> tuple[int, Watcher]:
         max_restarts=restarts,
         on_line=watcher.line,
         on_status=watcher.status,
-        limits=Limits(lease_ms=3000, heartbeat_ms=200),
+        limits=Limits(lease_ms=8000, heartbeat_ms=200),
     )
     return found, watcher
 
@@ -139,7 +184,7 @@ def hung(training: str, steps: str, restarts: int) -> tuple[int, Watcher]:
 def test_a_coordinator_that_hangs_is_replaced(training: str) -> None:
     status, watcher = hung(training, "80", restarts=1)
     assert status == 0, watcher.lines
-    assert any("has not answered for 1.5 s: it is killed" in text for text in watcher.of("shoal")), watcher.lines
+    assert any("has not answered for 4 s: it is killed" in text for text in watcher.of("shoal")), watcher.lines
     assert watcher.of("worker 0") == watcher.of("worker 1") == ["weight 1.000"]
 
 

@@ -55,7 +55,7 @@ with shoal.connect() as ps:
     print("seen", sorted(set(seen.tolist())))
 """
 
-LIMITS = Limits(resend_ms=200, lease_ms=4_000, heartbeat_ms=200)
+LIMITS = Limits(resend_ms=200, lease_ms=8_000, heartbeat_ms=200)
 
 
 @dataclass
