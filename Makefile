@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 TRAIN_OPTIONS ?=
 TEST_OPTIONS ?=
+CHAOS_OPTIONS ?=
 
-.PHONY: help train test test-all lint sim bench clean
+.PHONY: help train test test-all lint sim chaos bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +17,7 @@ help:
 	@echo "make test-all   the same with the slow tests"
 	@echo "make lint       style, types and layers only"
 	@echo "make sim        1000 simulated clusters with faults"
+	@echo "make chaos      200 faults in real jobs (CHAOS_OPTIONS='--faults 50 --seed 7')"
 	@echo "make bench      exchange and straggler benchmarks"
 	@echo "make clean      remove .venv and caches"
 
@@ -35,6 +37,9 @@ lint: $(VENV)/dev.stamp
 
 sim: $(VENV)/train.stamp
 	@$(BIN)/python -m shoal.sim --seeds 1000
+
+chaos: $(VENV)/train.stamp
+	@$(BIN)/python -m tests.fire $(CHAOS_OPTIONS)
 
 bench: $(VENV)/train.stamp
 	@$(BIN)/shoal bench exchange

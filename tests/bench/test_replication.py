@@ -18,6 +18,7 @@ from shoal.cli.bench import bench_app
 from shoal.errors import ConfigurationError
 
 
+@pytest.mark.slow
 def test_two_jobs_and_a_pass_end_to_end(tmp_path: Path) -> None:
     short = ("--params", "10K", "--steps", "4", "--warmup", "2", "--rounds", "2")
     result = CliRunner().invoke(

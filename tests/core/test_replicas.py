@@ -204,6 +204,43 @@ def test_of_several_that_are_filled_the_first_that_is_whole_leads_next() -> None
     assert replicas.primaries == [6] and replicas.lost == []
 
 
+# --- servers that are to leave ------------------------------------------------------------------
+
+
+def test_a_server_that_is_to_leave_stays_until_another_has_all_that_it_has() -> None:
+    replicas = Replicas(1, 2)
+    servers = known(server(0), server(1))
+    replicas.draining.add(1)
+    assert replicas.drained() == []
+    assert replicas.vacancy(server(5), servers.values()) == 0, "its place is as good as free"
+    replicas.creating[5] = 0
+    assert replicas.drained() == []
+    replicas.join(5)
+    assert replicas.drained() == [], "5 is filled first"
+    replicas.whole(5)
+    assert replicas.drained() == [1]
+
+
+def test_a_spare_that_is_to_leave_may_go_at_once_and_is_given_no_place() -> None:
+    replicas = Replicas(1, 2)
+    replicas.remove(1)
+    replicas.draining.add(7)
+    assert replicas.drained() == [7]
+    assert replicas.vacancy(server(7), known(server(0)).values()) == -1
+
+
+def test_servers_of_several_shards_leave_as_each_is_replaced() -> None:
+    replicas = Replicas(2, 2)
+    replicas.draining |= {0, 3}
+    replicas.creating |= {5: 1, 6: 0}
+    for index in (5, 6):
+        replicas.join(index)
+    replicas.whole(5)
+    assert replicas.drained() == [3]
+    replicas.whole(6)
+    assert replicas.drained() == [0, 3]
+
+
 # --- placement, after the coordinator was lost --------------------------------------------------
 
 

@@ -86,9 +86,9 @@ def test_a_coordinator_answers_the_heartbeats_of_its_members_only() -> None:
 
 def test_a_coordinator_that_was_stopped_blames_nobody() -> None:
     coordinator = Coordinator(Job(limits=LIMITS), pid=77)
-    coordinator.step(k.Received("server/0", m.Register(0, "address", 1)), 0)
+    coordinator.step(k.Received("server/0", m.Register(0, "address", 1, host="node7")), 0)
     coordinator.step(k.Tick(), 50)
     assert coordinator.step(k.Tick(), 20_000) == []
     effects = [effect for now in range(20_050, 30_050, 50) for effect in coordinator.step(k.Tick(), now)]
     (halt,) = [effect for effect in effects if isinstance(effect, k.Halt)]
-    assert "server 0 (address, process 1) died at version 0, before the job began" in halt.reason
+    assert "server 0 (process 1 on node7) died at version 0, before the job began" in halt.reason

@@ -157,7 +157,11 @@ def _title(replicas: int) -> str:
 def _start_job(plan: Plan, replicas: int, fleet: Fleet, control: str) -> _Job:
     title = f"{SHOAL}, {_title(replicas)}"
     suffix = f" ({_title(replicas)})"
-    facts: dict[str, object] = {**fleet.replicated(replicas), "SHOAL_TRANSPORT": plan.transport}
+    facts: dict[str, object] = {
+        **fleet.replicated(replicas),
+        "SHOAL_TRANSPORT": plan.transport,
+        "SHOAL_START_MS": round(READY_SECONDS * 1000),  # workers make their gradients before they join the others
+    }
     address = fleet.start_job(suffix, (), **facts)
     pids = [fleet.pid(name) for name in fleet.servers(suffix, replicas)]
     for rank in range(plan.workers):

@@ -101,6 +101,7 @@ class Store:
             case k.CreateTable(spec, shard, shards, replicated, absent):
                 self._table = Table.create(spec, shard, shards, lay_out_shared(spec, shards) if self._shared else None)
                 self._combined = None
+                Combined.warm(self._table)
                 self._sums = Sums(self._table, self._shared) if replicated else None
                 if absent:
                     self._table.absent.update(range(len(self._table.blocks)))
@@ -228,6 +229,11 @@ class Store:
         """The sums of updates that every replica is to hold before they are committed."""
         assert self._sums is not None, "only a shard with replicas has them"
         return self._sums
+
+    def keep_lent(self, servers: Iterable[int]) -> None:
+        """Only these servers hold the shard, too: what others lent is let go."""
+        if self._sums is not None:
+            self._sums.forget(servers)
 
     def give(self, blocks: Sequence[int]) -> list[memoryview]:
         """Parameters, states and step counts of these blocks as they are now, copied: (bytes,) uint8."""
@@ -358,10 +364,10 @@ class Store:
         combined.expect(contributors)
         contributions = weighted(contributors, self._staged)
 
-        def work(position: int, _: Floats) -> None:
+        def work(position: int, scratch: Floats) -> None:
             if held or not self._hurried:
                 further = contributions[combined.taken[position] :]
-                combined.add(table, position, of_block(further, position, table.blocks[position].index))
+                combined.add(table, position, of_block(further, position, table.blocks[position].index), scratch)
 
         self._each_block(work)
         self._combined = combined

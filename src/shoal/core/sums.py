@@ -104,6 +104,11 @@ class Sums:
         memory = reader(descriptor, self._size_bytes)
         self._lent[server] = memory, self._arrays(memory)
 
+    def forget(self, others: Iterable[int]) -> None:
+        """Let go of the memory that servers besides these have lent, once the sum that is held is another."""
+        kept = set(others)
+        self._lent = {server: lent for server, lent in self._lent.items() if server in kept}
+
     def lent(self, server: int) -> bool:
         """Whether this server's sums are read where they lie."""
         return server in self._lent

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import random
 import re
 import time
@@ -31,6 +32,9 @@ from shoal.wire.framing import Buffer
 from shoal.wire.speaker import ANYONE, speaker
 
 REDIAL_SECONDS = 0.05
+UNREAD_MAX = 3  # streams that broke, of one peer within lease_ms
+
+logger = logging.getLogger(__name__)
 
 
 def milliseconds() -> int:
@@ -53,6 +57,7 @@ class Node(ABC):
         self._dialled: dict[str, str] = {}  # name -> address of the peers this node connects to
         self._tasks: set[asyncio.Task[None]] = set()  # that dial
         self._closed_bytes = [0, 0]  # received, sent on connections that are gone
+        self._unread: dict[str, list[int]] = {}  # name -> when that peer could not read what this node sent
         self._visitors = 0
         self._strangers = Strangers(job, self.log)
         self._closing = False
@@ -324,6 +329,9 @@ class Node(ABC):
             rightful = speaker(message)
             if rightful not in (ANYONE, peer.name):
                 raise ProtocolError(f"{peer.name} sent {type(message).__name__}, which only {rightful} may send")
+            if isinstance(message, m.Refused) and self._stream_broke(peer.name, message):
+                connection.close()
+                return
             self.take(peer.name, message, delivered)
             return
         match message:
@@ -340,6 +348,21 @@ class Node(ABC):
                 words = f"{connection.address} sent {type(message).__name__} before its handshake: closed"
                 self._strangers.say(words, milliseconds())
                 connection.close()
+
+    def _stream_broke(self, name: str, refused: m.Refused) -> bool:
+        """Whether these are words on bytes that a peer could not read, and another connection may do better.
+
+        Not if it has said so UNREAD_MAX times within lease_ms: that is no accident, and the machine must hear of it.
+        """
+        if refused.what:
+            return False
+        now = milliseconds()
+        unread = [at for at in self._unread.get(name, ()) if now - at < self.job.limits.lease_ms]
+        self._unread[name] = [*unread, now]
+        if len(unread) >= UNREAD_MAX:
+            return False
+        logger.warning("%s closed the connection of %s: %s", name, self.name, refused.reason)
+        return True
 
     def lost(self, connection: Connection, reason: str) -> None:
         peer = self._links.pop(connection, None)

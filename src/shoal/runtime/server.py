@@ -109,6 +109,8 @@ class ServerNode(Node):
                     return  # it could not be taken when it came: it will come again
             case m.Fill() if not delivered:
                 return
+            case m.Placed(chains=chains):
+                self._store.keep_lent(server for chain in chains for server in chain)
         self.event(k.Received(source, message))
 
     def send(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from shoal.core import machine as k
 from shoal.core.arrival import Arrival
 from shoal.core.session import Session
+from shoal.wire import messages as m
 
 
 class TrustsTheFallen(Session):
@@ -73,3 +74,31 @@ class BlamesOthers(Session):
     def _tick(self, now: int) -> list[k.Effect]:
         self.silence.watch.ticked_at = None
         return super()._tick(now)
+
+
+class PushesOnce(Session):
+    """Does not give the server that has taken another's place what that one had acknowledged."""
+
+    def _placed(self, placed: m.Placed) -> list[k.Effect]:
+        before = [set(courier.unacknowledged) for courier in self.couriers]
+        effects = super()._placed(placed)
+        for courier, unacknowledged in zip(self.couriers, before, strict=True):
+            courier.unacknowledged = unacknowledged
+        return effects
+
+
+class TakesWhatCannotBeSeen(Session):
+    """Takes parameters that a new primary sent before they shared memory for those that lie in it."""
+
+    def admits(self, parameters: m.Parameters) -> bool:
+        near, self.near = self.near, {self.shard_of(parameters.server)} if parameters.stamp else set()
+        admitted = super().admits(parameters)
+        self.near = near
+        return admitted
+
+
+class StaysWithTheOld(Session):
+    """Does not mind that other servers lead some shards."""
+
+    def _placed(self, placed: m.Placed) -> list[k.Effect]:
+        return []

@@ -99,7 +99,7 @@ class CombinesAhead(Shard):
     """Takes what was foreseen of one clock for the sum of the next."""
 
     def _run(self, task: k.Task) -> list[k.Effect]:
-        if isinstance(task, k.Combine):
+        if isinstance(task, k.Combine) and not task.held:
             task = k.Combine(tuple(_a_clock_later(item) for item in task.contributors))
         return super()._run(task)
 
@@ -122,10 +122,10 @@ class KeepsOldEntries(Shard):
     """Applies what an older coordinator left, though the new one may have put something else in its place."""
 
     def _advance(self) -> list[k.Effect]:
-        self.pending = {
-            seq: msgspec.structs.replace(commit, epoch=self.epoch) for seq, commit in self.pending.items()
-        }
-        return super()._advance()
+        epoch, self.epoch = self.epoch, 0
+        effects = super()._advance()
+        self.epoch = epoch
+        return effects
 
 
 class ForgetsFactors(Shard):

@@ -235,4 +235,3 @@ class Servers:
             self.world.note(t.Performed(server.index, task, staged, states, tuple(onlookers) if changes else ()))
         summed = isinstance(task, k.Seed | k.Apply) and task.summed
         return k.Done(task, result, checksum=server.store.checksum if summed else 0)
-

@@ -40,7 +40,6 @@ GHOSTS_PER_DEATH = 12
 LINES_MAX = 60
 
 
-
 @dataclass(frozen=True)
 class Machines:
     """What the world drives; a planted fault puts another machine here."""
