@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -30,6 +30,14 @@ class FakeWorker:
         self.restarts = 0
         self.data_epochs = 0
         self.steps: list[dict[str, object]] = []
+        self.resumed_from: str | None = None
+        self.remembered: dict[int, Callable[[], bytes]] = {}  # random states, by clock
+
+    def remembers(self, clock: int) -> bool:
+        return clock in self.remembered
+
+    def remember(self, clock: int, state: Callable[[], bytes]) -> None:
+        self.remembered[clock] = state
 
     def declare(self, spec: TableSpec) -> bool:
         self.spec = spec

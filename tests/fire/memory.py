@@ -14,6 +14,7 @@ from .job import Burnt, Job, Setting
 
 SHARE_MAX, BYTES_MAX = 0.10, 10 << 20  # may come on top
 STEP_SECONDS_MAX = 0.5
+WARM_PART = 20  # of the run is over before memory is looked at: until then processes import and compile
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ def run(steps: int, seed: int, folder: Path, faults: tuple[str, ...]) -> Outcome
     limit = 60 + steps * STEP_SECONDS_MAX
     try:
         with Job(folder, setting) as job:
+            job.wait_for(lambda: job.committed(steps // WARM_PART) and job.whole(), "the job is warm", limit)
+            job.resident.clear()
             for place, name in enumerate(faults, start=1):
                 at = steps * place // (len(faults) + 2)
                 job.wait_for(lambda at=at: job.committed(at) and job.whole(), f"version {at}", limit)  # type: ignore[misc]
