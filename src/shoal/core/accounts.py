@@ -27,7 +27,7 @@ class Accounts:
 
     def add(self, commit: m.Commit) -> None:
         """One more entry is applied."""
-        if commit.kind != "cut":
+        if commit.contributors:
             self.updated = commit.seq
         for worker, incarnation in commit.fences:
             self.fenced[worker] = max(self.fenced.get(worker, -1), incarnation)

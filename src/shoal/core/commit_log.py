@@ -77,7 +77,7 @@ class CommitLog:
         if not self.entries:
             self.sent_at = now
         self.version = commit.seq
-        if commit.kind != "cut":
+        if commit.contributors:
             self.updated = commit.seq
         self.entries[commit.seq] = Entry(commit, set(self.servers))
         return [k.Send(server_name(server), commit) for server in self.servers]

@@ -347,7 +347,8 @@ class Coordinator:
             return []
         if recovery.spec is None:
             return self._stop(f"the coordinator of job {self.job.name} died before the job began: start it again")
-        outdated = self.replicas.recover(recovery.answers.values(), recovery.stable)
+        silent = recovery.silent(self.replicas.first)
+        outdated = silent + self.replicas.recover(recovery.answers.values(), recovery.stable)
         if self.replicas.lost:
             return self._stop(
                 f"shards {self.replicas.lost} were lost while the coordinator was: no server that answered the one of "
@@ -626,7 +627,10 @@ class Coordinator:
         if self.watch.slept(now):
             self.membership.excuse(now)
             self.started_at = now
-        patience_ms = limits.lease_ms // 2 if self.recovery.enough(self.replicas) else limits.lease_ms
+        known, lacking = self.membership.servers, self.recovery.silent(self.replicas.first)
+        silent_ms = [now - known[index].heard_at for index in lacking if index in known]
+        gone = self.recovery.enough(self.replicas) and min(silent_ms, default=limits.lease_ms) >= limits.lease_ms // 2
+        patience_ms = limits.lease_ms // 2 if gone else limits.lease_ms
         if self.phase == RECOVERING and self.recovery.accounts is None and now - self.started_at >= patience_ms:
             silent = self.recovery.silent(self.replicas.first)
             if not self.replicas.replicated or not self.recovery.answers:
@@ -660,6 +664,8 @@ class Coordinator:
             effects += self._recover_again(now)
         effects += self._foresee() + self.log.resend(now, limits.resend_ms)
         effects += self.savings.resend(now, limits.resend_ms)
+        if self.phase == RUNNING:
+            effects += self.failover.create_again(now)
         return effects + self.proposals.resend(now, limits.resend_ms)
 
     def _lost(self, server: Server, why: str, now: int) -> list[k.Effect]:

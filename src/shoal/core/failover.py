@@ -34,6 +34,7 @@ class Failover:
     log: CommitLog
     proposals: Proposals
     savings: Savings
+    told_at: int = 0
 
     def came(self, index: int) -> list[k.Effect]:
         """A server without a part in the job: it is to hold a shard that has too few replicas, if there is one."""
@@ -43,6 +44,17 @@ class Failover:
             return []
         self.replicas.creating[index] = shard
         return [k.Send(server_name(index), self.formation.creation(shard, fresh=False))]
+
+    def create_again(self, now: int) -> list[k.Effect]:
+        """Repeat now and then what servers were told that have yet to make room for a shard."""
+        if now - self.told_at < self.job.limits.resend_ms:
+            return []
+        self.told_at = now
+        return [
+            k.Send(server_name(index), self.formation.creation(shard, fresh=False))
+            for index, shard in self.replicas.creating.items()
+            if not self.membership.servers[index].created
+        ]
 
     def created(self, index: int) -> list[k.Effect]:
         """It has room for its shard."""

@@ -148,7 +148,7 @@ class Replicas:
         following = {answer.server: answer for answer in told if answer.spec is not None}
         answers = {server: answer for server, answer in following.items() if answer.version >= stable}
         views = [answer.placed for answer in following.values() if answer.placed is not None]
-        chains = self.chains
+        chains, self.arranged = self.chains, True
         if views:
             newest = max(views, key=lambda placed: placed.view)
             self.view, chains = newest.view + 1, [list(chain) for chain in newest.chains]

@@ -111,8 +111,10 @@ class Session:
                 return self._tick(now)
             case k.Regained(peer, near):
                 return self._regained(peer, near, now)
-            case k.Lost():
-                return []  # the driver dials again; Regained follows
+            case k.Lost(peer):  # the driver dials again; Regained follows
+                if peer == COORDINATOR and self.incarnation >= 0:
+                    self.silence.heard(now)  # it may be gone: another one has all of a lease to take its place
+                return []
             case Push(blocks):
                 who = self._identity()
                 return [effect for block in blocks for effect in self.courier_of[block].push(block, who, now)]
@@ -319,6 +321,8 @@ class Session:
     def _ask_again(self, now: int) -> None:
         """Forget what was promised; what was asked is asked again, now and then, until it is answered."""
         self.released = self.granted = None
+        if not self.arrival.arrived:
+            self.arrival.close(self.version)  # of what was announced nothing may ever come
         if self.parked and self.asked is not None:
             if self.version == 0 and self.spec is not None and self.parked != "leave":
                 # Its seed may be in the log or not: either way it joins as if it came late.

@@ -122,6 +122,9 @@ class Shard:
                 self.asked_at = now
                 self.silence.heard(now)
                 return [k.Send(COORDINATOR, self.register)]
+            case k.Lost(peer) if peer == COORDINATOR:
+                self.silence.heard(now)  # it may be gone: another one has all of a lease to take its place
+                return []
             case k.Regained(peer) if peer == COORDINATOR and self.register is not None:
                 self.registered, self.asked_at = False, now  # there: it may be a new one
                 holds = self.replica.shard if self.replica.follows else -1

@@ -142,9 +142,9 @@ class Store:
         table = self.table
         if table.absent:
             return 0
-        share = -(-len(table.blocks) // CHECKED_SHARE)
+        step = min(CHECKED_SHARE, len(table.blocks)) or 1
         found = 1
-        for position in range(version % CHECKED_SHARE, len(table.blocks), CHECKED_SHARE)[:share]:
+        for position in range(version % step, len(table.blocks), step):
             for array in (table.dense.parameters[position], *table.dense.states[position]):
                 found = zlib.crc32(array[:CHECKED_ELEMENTS].view(np.uint8).data, found)
         return found or 1

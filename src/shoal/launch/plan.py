@@ -90,7 +90,7 @@ class Plan:
             "SHOAL_WORKERS": str(self.workers),
             "SHOAL_SERVERS": str(self.servers),
             "SHOAL_REPLICAS": str(self.replicas),
-            "SHOAL_SERVER_THREADS": base.get("SHOAL_SERVER_THREADS") or str(max(1, cores // self.server_processes)),
+            "SHOAL_SERVER_THREADS": base.get("SHOAL_SERVER_THREADS") or str(max(1, cores // self.servers)),
             "PYTHONUNBUFFERED": "1",
         }
         tls = {} if self.tls is None else self.tls.environment()

@@ -235,11 +235,19 @@ class Node(ABC):
         address = self._dialled.get(name)
         if address is None:
             return
-        try:
-            await self.dial(name, address)
-        except ShoalError as error:
-            if self._dialled.get(name) == address:
-                self.unreachable(name, error)
+        until = milliseconds() + self.job.limits.connect_ms
+        while self._dialled.get(name) == address and not self._closing:
+            try:
+                await self.dial(name, address, max(1, until - milliseconds()))
+            except ShoalError as error:
+                # Who ends in the middle of a handshake may be followed by another one.
+                if isinstance(error, RefusedError) or milliseconds() >= until:
+                    if self._dialled.get(name) == address:
+                        self.unreachable(name, error)
+                    return
+                await asyncio.sleep(REDIAL_SECONDS)
+            else:
+                return
 
     def unreachable(self, name: str, error: ShoalError) -> None:
         """A peer that was dialled is gone for good. The default ends the node."""

@@ -56,11 +56,11 @@ class Books:
                 self.resumes[resume.worker, resume.incarnation] = resume
             case m.LeaseRequest(worker=worker, incarnation=incarnation, number=number, epoch=epoch):
                 seat = self.seats.get(worker)
+                self.sizes[epoch] = message.dataset.size
                 if seat is None or seat.incarnation != incarnation:
                     return
                 if seat.asked is None or number > seat.asked.number:
                     seat.asked, seat.waits = message, True
-                    self.sizes[epoch] = message.dataset.size
                     self._give_up((worker, incarnation), epoch)
 
     def said(self, message: m.Message, new: bool) -> None:

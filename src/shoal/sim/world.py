@@ -131,7 +131,7 @@ class World:
         for shard in [shard for shard in placed if shard.replica.follows]:
             entries += [*shard.pending.values(), *(kept.commit for kept in shard.kept.values())]
             entries += [shard.progress.commit] if shard.progress is not None else []
-        last, known = max(shard.version for shard in placed), valid(entries)
+        last, known = max((shard.version for shard in placed), default=-1), valid(entries)
         return next(seq for seq in itertools.count(last) if seq + 1 not in known)
 
     def fall(self) -> None:
