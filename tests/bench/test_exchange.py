@@ -54,6 +54,7 @@ def test_inproc_beside_one_flat_all_reduce(tmp_path: Path) -> None:
     assert row["server_memory"] is None
 
 
+@pytest.mark.slow
 def test_tcp_beside_two_peers_has_two_rows_and_the_quickest_is_named(tmp_path: Path) -> None:
     arguments = ("exchange", "--params", "1000", "--steps", "2", "--warmup", "2", "--rounds", "1")
     rows = rows_of((*arguments, "--peer", "allreduce,rpc", "--transport", "tcp"), tmp_path / "rows.json")
@@ -73,6 +74,7 @@ def test_beside_ray(tmp_path: Path) -> None:
     assert row["peer_difference"] <= row["tolerance"]
 
 
+@pytest.mark.slow
 def test_a_peer_that_is_not_installed_is_left_out_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     absent = replace(PEERS["ray"], package="no_such_package")
     monkeypatch.setitem(PEERS, "ray", absent)

@@ -55,7 +55,7 @@ def test_the_manifest_waits_for_states_and_not_for_who_is_gone() -> None:
     recalls = [effect.message for effect in begun if isinstance(effect, k.Send)]
     assert recalls == [m.Recall(0, 0, 9, 6), m.Recall(1, 1, 9, 6), m.Recall(2, 2, 9, 6)]
     assert savings.recalled(m.Recalled(1, 1, 9, b"one"), SPEC) == []
-    assert savings.saved(m.Saved(0, 9, "file"), SPEC) == []
+    assert savings.saved(m.Saved(0, 9, "file"), 0, SPEC) == []
     assert savings.recalled(m.Recalled(1, 1, 9, b"another"), SPEC) == [], "the first answer counts"
     assert len(savings.resend(700, resend_ms=500)) == 2 and savings.resend(701, resend_ms=500) == []
     assert savings.recalled(m.Recalled(0, 0, 9, b""), SPEC) == []

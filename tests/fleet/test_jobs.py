@@ -77,6 +77,7 @@ def test_when_a_launcher_is_killed_its_servers_are_gone_and_the_other_job_goes_o
     assert other.results() == same.results()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "words"),
     [
@@ -126,6 +127,7 @@ def test_the_status_names_jobs_to_those_who_have_the_token(fleet: list[Member], 
     assert job.outcome == 0, job.lines
 
 
+@pytest.mark.slow
 def test_over_tls_servers_show_the_member_s_certificate(tmp_path: Path) -> None:
     tls = secured().environment()
     job = Job(3, tmp_path / "job")

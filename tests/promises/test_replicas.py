@@ -97,8 +97,14 @@ def calm() -> bytes:
     return train(Setting(), {})
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("server", range(4))
+@pytest.mark.parametrize(
+    ("place", "server"),
+    [
+        *(("shared memory", server) for server in range(4)),
+        ("tcp", 0),
+        *(pytest.param(place, server, marks=pytest.mark.slow) for place in ("tcp", "inproc") for server in (1, 2, 3)),
+    ],
+)
 def test_the_loss_of_any_server_does_not_show_in_the_parameters(server: int, place: str) -> None:
     assert train(PLACES[place], {4: [lose(server)]}) == calm()
 
