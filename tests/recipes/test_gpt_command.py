@@ -24,7 +24,7 @@ def launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Sett
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         "shoal.cli.train._run",
-        lambda _folder, settings, servers, _replicas, _restarts, snapshot, *_: seen.append((settings, servers, snapshot)),
+        lambda folder, settings, servers, _, restarts, snapshot, *more: seen.append((settings, servers, snapshot)),
     )
     (tmp_path / "text.txt").write_text("some text to learn\n" * 100)
     return seen
