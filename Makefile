@@ -13,7 +13,7 @@ CHAOS_OPTIONS ?=
 
 help:
 	@echo "make train      train a GPT on 2 servers and 2 workers (TRAIN_OPTIONS='--max-iters 500')"
-	@echo "make test       style, types, layers, and the quick tests"
+	@echo "make test       style, types, layers, and the quick tests, two at a time"
 	@echo "make test-all   the same with the slow tests"
 	@echo "make lint       style, types and layers only"
 	@echo "make sim        1000 simulated clusters with faults"
@@ -25,7 +25,7 @@ train: $(VENV)/train.stamp
 	@$(BIN)/shoal train gpt $(TRAIN_OPTIONS)
 
 test: lint
-	@$(BIN)/python -m pytest -q -m "not slow" $(TEST_OPTIONS)
+	@$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile $(TEST_OPTIONS)
 
 test-all: lint
 	@$(BIN)/python -m pytest -q $(TEST_OPTIONS)

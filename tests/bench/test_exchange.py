@@ -46,6 +46,7 @@ def test_shared_memory_beside_ddp(tmp_path: Path) -> None:
     assert memory["baseline_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_inproc_beside_one_flat_all_reduce(tmp_path: Path) -> None:
     arguments = ("exchange", *SMALL, "--transport", "inproc", "--peer", "allreduce", "--optimizer", "sgd")
     (row,) = rows_of(arguments, tmp_path / "rows.json")

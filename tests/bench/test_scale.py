@@ -16,6 +16,7 @@ from shoal.errors import ConfigurationError
 SMALL = ("--params", "1000", "--steps", "2", "--warmup", "2", "--rounds", "1")
 
 
+@pytest.mark.slow
 def test_a_row_for_each_pair(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     arguments = ["scale", *SMALL, "--workers", "1", "--servers", "1,2", "--connections", "5", "--json", str(path)]

@@ -99,6 +99,7 @@ def run(script: str, folder: Path, workers: int, kills: list[tuple[int, str]], *
     return killer
 
 
+@pytest.mark.slow
 def test_a_run_whose_coordinator_was_killed_equals_a_calm_one(tmp_path: Path) -> None:
     calm = run(BITS, tmp_path, 2, [], "150")
     killed = run(BITS, tmp_path, 2, [(20, "coordinator"), (60, "coordinator")], "150")
@@ -107,7 +108,7 @@ def test_a_run_whose_coordinator_was_killed_equals_a_calm_one(tmp_path: Path) ->
     assert len(set(calm.of("worker 0", "bits") + killed.of("worker 0", "bits") + killed.of("worker 1", "bits"))) == 1
 
 
-@pytest.mark.parametrize("policy", ["sync", "async", pytest.param("bounded", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("policy", ["sync", *(pytest.param(policy, marks=pytest.mark.slow) for policy in ("async", "bounded"))])
 def test_each_sample_counts_once_though_coordinator_and_worker_are_killed(policy: str, tmp_path: Path) -> None:
     kills = [(10, "coordinator"), (25, "worker/1"), (40, "coordinator")]
     killed = run(SAMPLES, tmp_path, 2, kills, policy)

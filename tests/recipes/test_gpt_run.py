@@ -54,6 +54,7 @@ def shoal(*arguments: str, cwd: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_train_then_go_on_then_sample(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
     options = [
