@@ -15,6 +15,7 @@ from shoal.config import Limits
 from shoal.launch.local import launch
 from shoal.wire.messages import Status
 
+SLOW = pytest.mark.slow
 BITS = """
 import sys, time
 import torch
@@ -108,7 +109,7 @@ def test_a_run_whose_coordinator_was_killed_equals_a_calm_one(tmp_path: Path) ->
     assert len(set(calm.of("worker 0", "bits") + killed.of("worker 0", "bits") + killed.of("worker 1", "bits"))) == 1
 
 
-@pytest.mark.parametrize("policy", ["sync", *(pytest.param(policy, marks=pytest.mark.slow) for policy in ("async", "bounded"))])
+@pytest.mark.parametrize("policy", ["sync", pytest.param("async", marks=SLOW), pytest.param("bounded", marks=SLOW)])
 def test_each_sample_counts_once_though_coordinator_and_worker_are_killed(policy: str, tmp_path: Path) -> None:
     kills = [(10, "coordinator"), (25, "worker/1"), (40, "coordinator")]
     killed = run(SAMPLES, tmp_path, 2, kills, policy)
