@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from shoal.core.coordinator import Coordinator
 from shoal.core.session import Session
 from shoal.sim import planted_coordinators as coordinators
+from shoal.sim import planted_registries as registries
 from shoal.sim import planted_replicas as replicas
 from shoal.sim import planted_samples as samples
 from shoal.sim import planted_sessions as sessions
@@ -74,7 +75,7 @@ PLANTS = (
     Plant(
         "a repeated Ready is committed again", "Exactly once", Machines(coordinator=coordinators.CommitsTwice), seed=3
     ),
-    Plant("the word of the dead counts", "Fenced", Machines(coordinator=coordinators.TrustsTheDead), seed=112),
+    Plant("the word of the dead counts", "Fenced", Machines(coordinator=coordinators.TrustsTheDead), seed=1084),
     Plant("a shard keeps what an older coordinator left", "Atomic", Machines(shard=shards.KeepsOldEntries), seed=12543),
     Plant(
         "a shard does not tell factors to a new coordinator", "Progress", Machines(shard=shards.ForgetsFactors), seed=91
@@ -177,4 +178,23 @@ PLANTS = (
         Machines(session=sessions.TakesWhatCannotBeSeen),
         seed=118,
     ),
+    Plant("a registry gives an epoch twice", "One leader", Machines(registry=registries.RepeatsEpochs), seed=5),
+    Plant(
+        "a registry takes what a former leader writes",
+        "One leader",
+        Machines(registry=registries.TakesFromAnyone),
+        seed=132,
+    ),
+    Plant(
+        "a coordinator goes on after its lease is lost", "One leader", Machines(coordinator=registries.GoesOn), seed=5
+    ),
+    Plant(
+        "a coordinator that was stopped does not look at its lease first",
+        "One leader",
+        Machines(coordinator=registries.TrustsItsLease),
+        seed=8,
+    ),
+    Plant("a standby begins the job anew", "Progress", Machines(coordinator=registries.begins_anew)),
+    Plant("a shard follows two coordinators", "Atomic", Machines(shard=registries.FollowsBoth), seed=96),
+    Plant("a node does not look for the next leader", "Progress", Machines(following=registries.NeverSeeks), seed=39),
 )
