@@ -142,7 +142,8 @@ class Mishaps:
         for one, other in ((cut.one, cut.other), (cut.other, cut.one)):
             self._world.after(NOTICE_MS, partial(self._world.notice, one, k.Lost(other)))
             back = max(cut.stop_ms + self._rng.randint(*NOTICE_MS), self._world.now + NOTICE_MS[1])
-            self._world.at(back, partial(self._world.notice, one, k.Regained(other)))
+            near = self._world.scenario.near_servers and one.startswith("server/") and other.startswith("server/")
+            self._world.at(back, partial(self._world.notice, one, k.Regained(other, near=near)))
 
     def _peers(self) -> list[str]:
         return [COORDINATOR, *(server.name for server in self._world.servers)]
