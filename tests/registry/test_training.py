@@ -1,4 +1,4 @@
-"""A job whose registry is an etcd of three members: its training outlives etcd's leader, and then its own coordinator."""
+"""Jobs with a registry: training outlives etcd's own leader, and then its coordinators, to the same bits."""
 
 from __future__ import annotations
 
@@ -12,58 +12,47 @@ from pathlib import Path
 import pytest
 
 from shoal.config import Limits
+from shoal.errors import ConfigurationError
 from shoal.launch.local import launch
+from shoal.launch.plan import prepared
 from shoal.wire.messages import Status
 
-from .members import Members, needs_etcd
+from .members import Member, Members
 
-SCRIPT = """
-import sys, time
-import torch
-import shoal
-
-torch.manual_seed(0)
-torch.set_num_threads(1)
-with shoal.connect() as ps:
-    model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Tanh(), torch.nn.Linear(30, 7))
-    opt = ps.optimizer(model, shoal.AdamW(lr=1e-2, clip_norm=1.0), sync=shoal.Sync())
-    while opt.clock <= int(sys.argv[1]):
-        x = torch.randn(8, 40, generator=torch.Generator().manual_seed(1000 * opt.clock + ps.rank))
-        model(x).square().mean().backward()
-        opt.step()
-        opt.zero_grad()
-        time.sleep(0.01)
-    print("bits", b"".join(p.detach().numpy().tobytes() for p in model.parameters()).hex())
-"""
-
+WORKER = Path(__file__).parent.parent / "promises" / "worker.py"  # trains on numpy: it starts quickly
 LIMITS = Limits(resend_ms=200, lease_ms=9_000, heartbeat_ms=200)  # a third of it is the coordinator's lease
+PAUSE_SECONDS = 0.01  # of each step
 
-Plan = list[tuple[int, Callable[[Status], None]]]
+Plan = list[tuple[int, Callable[[Status], None]]]  # from this version on, once
 
 
 @dataclass
 class Watched:
-    """A run, and what is to happen to it once it has reached some version."""
+    """A run, and what is to happen to it on the way."""
 
     plan: Plan = field(default_factory=list)
     lines: list[tuple[str, str]] = field(default_factory=list)
-    versions: list[tuple[int, int]] = field(default_factory=list)  # (epoch, version), as they were seen
+    seen: list[tuple[int, int]] = field(default_factory=list)  # (epoch, version)
+    parameters: set[bytes] = field(default_factory=set)  # at the end, of every worker
 
     def status(self, status: Status) -> None:
-        self.versions.append((status.epoch, status.version))
+        self.seen.append((status.epoch, status.version))
         while self.plan and status.version >= self.plan[0][0]:
             self.plan.pop(0)[1](status)
 
-    def bits(self) -> set[str]:
-        return {text for source, text in self.lines if source.startswith("worker") and text.startswith("bits")}
+    @property
+    def taken_over(self) -> list[int]:
+        """The epochs of coordinators that went on with both workers."""
+        found = [re.search(r"epoch (\d+) goes on at version \d+, with 2 workers", text) for _, text in self.lines]
+        return [int(match[1]) for match in found if match]
 
 
 def run(folder: Path, clocks: int, plan: Plan, registry: str = "") -> Watched:
-    path = folder / "script.py"
-    path.write_text(SCRIPT)
+    folder.mkdir()
     watched = Watched(plan)
+    command = (str(WORKER), "clocks", str(clocks), "--pause", str(PAUSE_SECONDS), "--results", str(folder))
     status = launch(
-        (str(path), str(clocks)),
+        command,
         2,
         1,
         limits=LIMITS,
@@ -73,67 +62,72 @@ def run(folder: Path, clocks: int, plan: Plan, registry: str = "") -> Watched:
     )
     assert status == 0, watched.lines
     assert not watched.plan, f"the job was over too soon: {watched.lines}"
+    watched.parameters = {(folder / f"{rank}").read_bytes() for rank in range(2)}
     return watched
 
 
-def kill_coordinator(status: Status) -> None:
-    (pid,) = (member.pid for member in status.members if member.name == "coordinator")
-    os.kill(pid, signal.SIGKILL)
+def to_coordinator(number: signal.Signals) -> Callable[[Status], None]:
+    def send(status: Status) -> None:
+        (pid,) = (member.pid for member in status.members if member.name == "coordinator")
+        os.kill(pid, number)
+
+    return send
 
 
-def taken_over(watched: Watched) -> list[int]:
-    """The epochs of coordinators that went on with both workers."""
-    found = [re.search(r"epoch (\d+) goes on at version \d+, with 2 workers", text) for _, text in watched.lines]
-    return [int(match[1]) for match in found if match]
+def test_training_outlives_etcds_leader_and_then_its_own_coordinator(etcd: Members, tmp_path: Path) -> None:
+    clocks, dead = 180, list[Member]()
 
+    def kill_etcds_leader(_: Status) -> None:
+        dead.append(etcd.leader())
+        dead[0].send(signal.SIGKILL)
 
-def test_training_outlives_etcds_leader_and_then_its_own_coordinator(tmp_path: Path) -> None:
-    needs_etcd()
-    clocks = 300
-    calm = run(tmp_path, clocks, [])
-    with Members(tmp_path) as members:
-        members.leader()
-
-        def kill_etcds_leader(_: Status) -> None:
-            members.leader().send(signal.SIGKILL)
-
-        killed = run(tmp_path, clocks, [(10, kill_etcds_leader), (60, kill_coordinator)], members.url)
-    first = {epoch for epoch, version in killed.versions if version < 60}
-    assert len(first) == 1, "etcd's own election cost the coordinator nothing"
-    assert len(taken_over(killed)) == 1 and taken_over(killed)[0] > max(first), killed.lines
-    assert len(calm.bits() | killed.bits()) == 1
-
-
-@pytest.mark.slow
-def test_training_outlives_coordinator_after_coordinator_while_etcds_members_come_and_go(tmp_path: Path) -> None:
-    needs_etcd()
-    clocks = 1_200
-    calm = run(tmp_path, clocks, [])
-    with Members(tmp_path) as members:
-        dead = []
-
-        def kill_etcds_leader(_: Status) -> None:
-            dead.append(members.leader())
-            dead[-1].send(signal.SIGKILL)
-
-        def revive(_: Status) -> None:
-            members.start(dead[-1])
-
-        members.leader()
-        plan: Plan = [(20, kill_etcds_leader), (100, kill_coordinator), (300, revive)]
-        plan += [(400, kill_etcds_leader), (500, kill_coordinator), (700, revive), (800, kill_coordinator)]
-        killed = run(tmp_path, clocks, plan, members.url)
-    assert len(taken_over(killed)) == 3 and taken_over(killed) == sorted(set(taken_over(killed))), killed.lines
-    assert len(calm.bits() | killed.bits()) == 1
+    plan: Plan = [(20, kill_etcds_leader), (90, to_coordinator(signal.SIGKILL))]
+    killed = run(tmp_path / "killed", clocks, plan, etcd.url)
+    etcd.start(dead[0])
+    first = {epoch for epoch, version in killed.seen if version < 90}
+    assert len(first) == 1, f"etcd's own election cost the job a coordinator: {killed.lines}"
+    (second,) = killed.taken_over
+    assert second > max(first)
+    calm = run(tmp_path / "calm", clocks, [])
+    assert len(calm.parameters | killed.parameters) == 1
 
 
 def test_on_one_machine_a_directory_is_enough_and_a_coordinator_that_hangs_is_replaced(tmp_path: Path) -> None:
-    def stop_coordinator(status: Status) -> None:
-        (pid,) = (member.pid for member in status.members if member.name == "coordinator")
-        os.kill(pid, signal.SIGSTOP)
+    place = f"file://{tmp_path / 'registry'}"
+    killed = run(tmp_path / "killed", 120, [(20, to_coordinator(signal.SIGSTOP))], place)
+    assert killed.taken_over == [2], killed.lines
+    calm = run(tmp_path / "calm", 120, [])
+    assert len(calm.parameters | killed.parameters) == 1
 
-    (tmp_path / "registry").mkdir(mode=0o700)
-    calm = run(tmp_path, 120, [])
-    killed = run(tmp_path, 120, [(20, stop_coordinator)], f"file://{tmp_path / 'registry'}")
-    assert taken_over(killed) == [2], killed.lines
-    assert len(calm.bits() | killed.bits()) == 1
+
+@pytest.mark.parametrize(
+    ("url", "standbys", "wrong"),
+    [
+        ("consul://here", 1, "must start with file://"),
+        ("file://here/registry", 1, "names no directory"),
+        ("", 2, "0 without --registry"),
+    ],
+)
+def test_a_registry_that_cannot_be_is_refused_before_anything_starts(url: str, standbys: int, wrong: str) -> None:
+    with pytest.raises(ConfigurationError, match=wrong):
+        prepared(("-m", "x"), 1, 1, registry=url, standbys=standbys)
+
+
+@pytest.mark.slow
+def test_coordinators_and_etcds_members_come_and_go(tmp_path: Path, etcd: Members) -> None:
+    clocks, dead = 1_500, list[Member]()
+
+    def kill_etcds_leader(_: Status) -> None:
+        dead.append(etcd.leader())
+        dead[-1].send(signal.SIGKILL)
+
+    def revive(_: Status) -> None:
+        etcd.start(dead[-1])
+
+    kill = to_coordinator(signal.SIGKILL)
+    plan: Plan = [(20, kill_etcds_leader), (150, kill), (400, revive), (500, kill_etcds_leader), (600, kill)]
+    plan += [(900, revive), (1_000, to_coordinator(signal.SIGSTOP))]
+    killed = run(tmp_path / "killed", clocks, plan, etcd.url)
+    assert len(killed.taken_over) == 3 and killed.taken_over == sorted(set(killed.taken_over)), killed.lines
+    calm = run(tmp_path / "calm", clocks, [])
+    assert len(calm.parameters | killed.parameters) == 1

@@ -64,8 +64,7 @@ def run(
 
     With --fleet the servers run on the machines of a fleet, whose token is read from SHOAL_FLEET_TOKEN.
 
-    With --registry another coordinator takes over at once from one that dies, hangs or is cut off; training never waits
-    for the registry itself.
+    With --registry a coordinator that stands by takes over from one that dies, hangs or is cut off (docs/registry.md).
 
     Ends with the script's exit status, 128 + n for a signal n, 2 for an error of Shoal's own.
     """

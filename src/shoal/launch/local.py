@@ -201,7 +201,9 @@ class _Launch:
 
     @property
     def _record(self) -> JobRecord:
-        return JobRecord(self._plan.job, self._coordinator, self._plan.token, os.getpid(), self._plan.tls)
+        return JobRecord(
+            self._plan.job, self._coordinator, self._plan.token, os.getpid(), self._plan.tls, self._plan.registry
+        )
 
     def _publish(self) -> None:
         """Let others on this machine find the job, where it is now."""
@@ -299,10 +301,13 @@ class _Launch:
 
     def _leads(self, child: Child, address: str) -> None:
         """This coordinator leads, and is there."""
-        before, self._leader, self._coordinator = self._coordinator, child, address
+        before, self._coordinator = self._coordinator, address
+        former, self._leader = self._leader, child
         if before not in ("", address):
             self._say(f"{child.name} (pid {child.pid}) leads now, at {address}")
             self._publish()
+        if former is not None and former is not child and former in self._nodes:
+            former.signal(signal.SIGKILL)  # it hangs, or is about to end: another one is to stand by in its place
 
     def _worker_ended(self, child: Child, rank: int, status: int) -> None:
         if self._verdict is not None:
