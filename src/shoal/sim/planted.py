@@ -78,7 +78,10 @@ PLANTS = (
     Plant("the word of the dead counts", "Fenced", Machines(coordinator=coordinators.TrustsTheDead), seed=1084),
     Plant("a shard keeps what an older coordinator left", "Atomic", Machines(shard=shards.KeepsOldEntries), seed=12543),
     Plant(
-        "a shard does not tell factors to a new coordinator", "Progress", Machines(shard=shards.ForgetsFactors), seed=122
+        "a shard does not tell factors to a new coordinator",
+        "Progress",
+        Machines(shard=shards.ForgetsFactors),
+        seed=122,
     ),
     Plant(
         "a shard forgets which samples are accounted for",
@@ -116,7 +119,7 @@ PLANTS = (
         seed=242,
     ),
     Plant("a lost release is not repeated", "Progress", Machines(coordinator=coordinators.ForgetsToRelease), seed=10),
-    Plant("a lease is granted twice", "Accounted", samples.with_ledger(samples.GrantsTwice), seed=8),
+    Plant("a lease is granted twice", "Accounted", samples.with_ledger(samples.GrantsTwice), seed=10),
     Plant("a lease is lost", "Accounted", samples.with_ledger(samples.LosesSamples), seed=6),
     Plant(
         "a dead worker's samples are not leased again", "Accounted", samples.with_ledger(samples.BuriesLeases), seed=15
@@ -145,7 +148,7 @@ PLANTS = (
         seed=43,
     ),
     Plant("a primary holds in place what is not whole", "Atomic", replicas.with_replica(replicas.HoldsPartsInPlace)),
-    Plant("a primary combines too soon", "Ordered", replicas.with_replica(replicas.CombinesTooSoon), seed=8),
+    Plant("a primary combines too soon", "Ordered", replicas.with_replica(replicas.CombinesTooSoon), seed=24),
     Plant(
         "an update is committed when one replica holds it", "Replicated", replicas.with_part(replicas.ContentWithOne)
     ),
@@ -199,15 +202,9 @@ PLANTS = (
         "a coordinator that was stopped does not look at its lease first",
         "One leader",
         Machines(coordinator=registries.TrustsItsLease),
-        seed=8,
+        seed=20,
     ),
     Plant("a standby begins the job anew", "Progress", Machines(coordinator=registries.begins_anew)),
     Plant("a shard follows two coordinators", "Atomic", Machines(shard=registries.FollowsBoth), seed=96),
-    Plant(
-        "a server is registered with whichever coordinator says so",
-        "Progress",
-        Machines(shard=registries.TakesAnyWelcome),
-        seed=8,
-    ),
     Plant("a node does not look for the next leader", "Progress", Machines(following=registries.NeverSeeks), seed=39),
 )

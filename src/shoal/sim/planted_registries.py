@@ -64,16 +64,6 @@ class FollowsBoth(Shard):
         return super()._recover(max(epoch, self.epoch))
 
 
-class TakesAnyWelcome(Shard):
-    """Takes the word of a former coordinator for that of the one that leads, which does not know it yet."""
-
-    def _received(self, message: m.Message, now: int) -> list[k.Effect]:
-        if isinstance(message, m.Registered):
-            self.registered, self.epoch = True, max(self.epoch, message.epoch)
-            return []
-        return super()._received(message, now)
-
-
 class NeverSeeks(Following):
     """Waits for the coordinator that it lost, where that was."""
 
