@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from shoal.codec.packed import Packed
 from shoal.kernel import Encoded, Floats, read_only
 from shoal.optim import loops
 from shoal.optim.loops import LANES, Loop, Sources, Weights
@@ -23,6 +22,16 @@ from shoal.optim.rule import Constants, Direction, Formula, Rule
 Contributions = Sequence[tuple[Encoded, np.float32]]  # what each contributor sent, and its weight
 
 FORMS = (loops.one, loops.two, loops.more)
+
+
+class Packing(Protocol):
+    """A format that is decoded a piece at a time; codec.Packed has it. offset: where an element is encoded."""
+
+    def offset(self, start: int) -> int: ...
+    @property
+    def first(self) -> Callable[[Floats, Encoded, np.float32], None]: ...
+    @property
+    def add(self) -> Callable[[Floats, Encoded, np.float32], None]: ...
 
 
 class Format(Protocol):
@@ -34,7 +43,7 @@ class Format(Protocol):
     @property
     def published(self) -> Any: ...
     @property
-    def packed(self) -> Packed | None: ...
+    def packed(self) -> Packing | None: ...
     def bytes_of(self, elements: int) -> int: ...
     @property
     def widen(self) -> Callable[[Any], Any]: ...
@@ -191,7 +200,7 @@ def _fused(formula: Formula, direction: Direction | None, states: int, codec: Fo
 
 
 def _unpacked(
-    packed: Packed,
+    packed: Packing,
     arrays: tuple[Encoded, ...],
     weights: Weights,
     scratch: Floats,
