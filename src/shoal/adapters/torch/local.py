@@ -57,7 +57,7 @@ class LocalOptimizer(torch.optim.Optimizer):
         self._take_over()
         if local.harmful and not local.rate_rule:
             warnings.warn(
-                f"LocalSteps(every={local.every}, rate_rule=False) with outer momentum: it is known to harm below about "
+                f"LocalSteps(every={local.every}, rate_rule=False) with outer momentum is known to harm below about "
                 f"{FULL_WINDOW} steps; take more steps, or leave the rate rule on",
                 stacklevel=3,
             )
