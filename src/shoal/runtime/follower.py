@@ -61,7 +61,8 @@ class Follower:
             self._looking.cancel()
 
     def _seek(self) -> None:
-        if self._following.seeks and not self._closed and self._looking is None:
+        looks = self._looking is not None and not self._looking.done()
+        if self._following.seeks and not self._closed and not looks:
             self._looking = asyncio.get_running_loop().create_task(self._keep_looking())
 
     async def _keep_looking(self) -> None:

@@ -256,9 +256,9 @@ class World:
 
     def _tick_coordinator(self, epoch: int | None = None) -> None:
         """epoch: of the one that ticks; None: whichever leads."""
-        office = COORDINATOR if epoch is None else self.office(epoch)
-        if (epoch or self.reign) not in self.reigns and epoch is not None:
+        if epoch is not None and epoch not in self.reigns:
             return
+        office = self.office(self.reign if epoch is None else epoch)
         if self.put_off(office, partial(self._tick_coordinator, epoch), first=True):
             return
         self.step_coordinator(k.Tick(), epoch)
