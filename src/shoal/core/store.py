@@ -141,7 +141,7 @@ class Store:
         return version
 
     def checksum(self, version: int) -> int:
-        """Of some blocks at this version, others at the next: parameters, states, step counts; 0 while some are absent."""
+        """Of some blocks at this version, others at the next: all that is kept of them; 0 while some are absent."""
         table = self.table
         if table.absent:
             return 0
