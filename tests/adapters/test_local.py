@@ -54,7 +54,7 @@ def diloco(model: nn.Module, workers: int, outer: torch.optim.Optimizer, steps: 
 
 
 def train(worker, model: nn.Module, outer: Rule, steps: int, push: str = "") -> nn.Module:
-    opt = LocalOptimizer(worker, model, LocalSteps(EVERY, adamw(model), outer), push)
+    opt = LocalOptimizer(worker, model, LocalSteps(EVERY, adamw(model), outer, rate_rule=False), push)
     for step in range(steps):
         descend(model, opt, batch(worker.rank, step))
     opt.synchronise()
@@ -130,18 +130,36 @@ def test_each_sample_counts_once_and_windows_are_leased_whole(together):
     assert sorted(len(seen) for seen in results) == [20, 20]
 
 
-def test_short_windows_with_momentum_are_warned_of_and_long_ones_or_averaging_are_not():
-    def start(every: int, outer: Rule) -> None:
+def test_short_windows_with_momentum_are_warned_of_unless_the_rate_rule_is_on():
+    def start(every: int, outer: Rule, rate_rule: bool) -> None:
         model = mlp()
         with connect() as ps:
-            ps.optimizer(model, sync=LocalSteps(every, adamw(model), outer))
+            ps.optimizer(model, sync=LocalSteps(every, adamw(model), outer, rate_rule))
 
-    with pytest.warns(UserWarning, match=r"every=2.*known to harm; take more steps, or outer=shoal.SGD"):
-        start(2, Nesterov())
+    with pytest.warns(UserWarning, match=r"every=2, .*known to harm below about 10 steps"):
+        start(2, Nesterov(), False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        start(10, Nesterov())
-        start(2, SGD(lr=1.0))
+        start(2, Nesterov(), True)
+        start(10, Nesterov(), False)
+        start(2, SGD(lr=1.0), False)
+
+
+@pytest.mark.parametrize(
+    ("every", "outer", "rule"),
+    [
+        (1, Nesterov(), SGD(lr=1.0)),
+        (4, Nesterov(lr=0.7, momentum=0.9), Nesterov(lr=0.9, momentum=0.3)),
+        (10, Nesterov(), Nesterov()),
+        (50, Nesterov(lr=0.4), Nesterov(lr=0.4)),
+        (2, SGD(lr=1.0), SGD(lr=1.0)),
+        (2, AdamW(lr=0.1), AdamW(lr=0.1)),
+    ],
+)
+def test_the_rate_rule_goes_from_averaging_to_the_outer_rule(every: int, outer: Rule, rule: Rule):
+    found = LocalSteps(every, None, outer).rule
+    assert found.name == rule.name and dict(found.settings) == pytest.approx(dict(rule.settings))
+    assert LocalSteps(every, None, outer, rate_rule=False).rule is outer
 
 
 def test_what_cannot_be_is_refused_by_name():

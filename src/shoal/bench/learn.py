@@ -54,7 +54,7 @@ METHODS = {
         Method("diloco-2bit", "DiLoCo, H=50, 2 bits with error feedback", every=50, push="2bit"),
         Method("average", "plain averaging, H=50", every=50, outer_rate=1.0, momentum=0.0),
         Method("diloco-h10", "DiLoCo, H=10", every=10),
-        Method("diloco-h2", "DiLoCo, H=2", every=2),
+        Method("diloco-h2", "DiLoCo, H=2, rate rule on", every=2),
     )
 }
 

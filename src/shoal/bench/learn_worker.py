@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-import warnings
 
 import msgspec
 import numpy as np
@@ -51,9 +50,7 @@ def train(lesson: Lesson, ps: ParameterServer, model: GPT, crops: Crops) -> tupl
     if method.every:
         inner = torch.optim.AdamW(model.parameters(), RATE)
         local = shoal.LocalSteps(method.every, inner, outer(lesson))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # what short windows do is what is measured
-            opt: torch.optim.Optimizer = ps.optimizer(model, sync=local, push=method.push)
+        opt: torch.optim.Optimizer = ps.optimizer(model, sync=local, push=method.push)
     else:
         opt = ps.optimizer(model, AdamW(lr=RATE), sync=shoal.Sync(method.quorum), push=method.push)
     before = ps.worker.bytes_moved()

@@ -173,6 +173,7 @@ class _Launch:
         self._servers = 0  # started so far
         self._known: set[Child] = set()  # servers that the coordinator has counted as its own
         self._leaving: set[Child] = set()  # servers whose part others are to take over
+        self._hanging: dict[Child, float] = {}  # workers that were declared dead and have not ended, since when
         self._fleet: Fleet | None = None  # lends places for servers
         self._verdict: _Verdict | None = None
 
@@ -281,6 +282,7 @@ class _Launch:
             case Seen(job_status):
                 self._check_forming(job_status)
                 self._check_servers(job_status)
+                self._check_workers(job_status)
                 if self._on_status is not None:
                     self._on_status(job_status)
             case Silent(milliseconds):
@@ -359,6 +361,18 @@ class _Launch:
             if state is None and child in self._known and child not in self._leaving:
                 self._known.discard(child)
                 self._say(f"{child.name} (pid {child.pid}) was taken for dead by the coordinator: it is killed")
+                child.signal(signal.SIGKILL)
+
+    def _check_workers(self, status: Status) -> None:
+        """A worker that was declared dead ends by itself when it hears of it. One that hangs is killed, for another one
+        to take its place."""
+        for child, rank in self._workers.items():
+            if (rank, child.pid) not in status.buried or self._verdict is not None:
+                self._hanging.pop(child, None)
+                continue
+            since = self._hanging.setdefault(child, time.monotonic())
+            if time.monotonic() - since >= max(GRACE_SECONDS, self._plan.limits.lease_ms / 1000):
+                self._say(f"{child.name} (pid {child.pid}) was declared dead and did not end: it is killed")
                 child.signal(signal.SIGKILL)
 
     def _takes_over(self, child: Child) -> bool:

@@ -20,15 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoal.adapters.local_steps import LocalSteps
+from shoal.adapters.local_steps import FULL_WINDOW, LocalSteps
 from shoal.adapters.torch.binding import binding_of
 from shoal.adapters.torch.groups import Named, Parameters, groups_of, trainable
 from shoal.adapters.torch.optimizer import Optimizer, optimizer
 from shoal.errors import ConfigurationError
-from shoal.optim import SGD
 from shoal.runtime.worker import Worker
-
-HARMFUL_BELOW = 10  # steps a window: outer momentum then adds up differences that point the same way
 
 
 class LocalOptimizer(torch.optim.Optimizer):
@@ -45,7 +42,7 @@ class LocalOptimizer(torch.optim.Optimizer):
         what Optimizer raises.
         """
         inner = _inner(local.inner)
-        self._members = trainable(groups_of(params, local.outer, push))
+        self._members = trainable(groups_of(params, local.rule, push))
         _check_alike(self._members, inner)
         self._declared = False
         super().__init__([item.parameter for item in self._members], inner.defaults)
@@ -53,15 +50,15 @@ class LocalOptimizer(torch.optim.Optimizer):
         self.param_groups, self.state, self.defaults = inner.param_groups, inner.state, inner.defaults
         self.inner, self.local, self._worker, self._taken = inner, local, worker, 0
         self._anchors = [torch.nn.Parameter(item.parameter.detach().clone()) for item in self._members]
-        self.outer = optimizer(worker, _groups(self._members, self._anchors), local.outer)
+        self.outer = optimizer(worker, _groups(self._members, self._anchors), local.rule)
         binding = binding_of(worker)
         assert binding is not None, "the outer optimizer has made it"
         binding.every = local.every
         self._take_over()
-        if local.every < HARMFUL_BELOW and isinstance(local.outer, SGD) and local.outer.momentum > 0:
+        if local.harmful and not local.rate_rule:
             warnings.warn(
-                f"LocalSteps(every={local.every}) with outer momentum {local.outer.momentum:g}: below about "
-                f"{HARMFUL_BELOW} steps it is known to harm; take more steps, or outer=shoal.SGD(lr=1.0)",
+                f"LocalSteps(every={local.every}, rate_rule=False) with outer momentum is known to harm below about "
+                f"{FULL_WINDOW} steps; take more steps, or leave the rate rule on",
                 stacklevel=3,
             )
 
