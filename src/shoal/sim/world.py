@@ -144,7 +144,7 @@ class World:
         """The last entry that some server has, and all before it."""
         entries: list[m.Commit] = []
         placed = [self.servers[index].shard for index in self._placed]
-        for shard in [shard for shard in placed if shard.replica.follows]:
+        for shard in placed:  # those that do not follow the log yet tell the next coordinator what they have heard, too
             entries += [*shard.pending.values(), *(kept.commit for kept in shard.kept.values())]
             entries += [shard.progress.commit] if shard.progress is not None else []
         last, known = max((shard.version for shard in placed), default=-1), valid(entries)
