@@ -51,7 +51,7 @@ class Setting:
     workers: int = 3
     servers: int = 3
     replicas: int = 2
-    pause: float = 0.01
+    pause: float = 0.02  # of a worker between steps: two cores have time left for processes that start again
     transport: str = "auto"
     lease_ms: int = LEASE_MS
 
