@@ -16,6 +16,7 @@ from .faults import KINDS, NAMED, Kind
 from .job import Burnt, Job, Setting
 
 MODELS = ("bits", "counting:sync", "counting:bounded", "counting:async")
+TRANSPORTS = ("auto", "tcp")
 SETTLED_COMMITS = 2  # one may be under way when the fault strikes
 
 
@@ -57,10 +58,14 @@ def silent(_job: int, _text: str) -> None:
 def planned(
     seed: int, faults: int, per_job: int, only: tuple[str, ...] = ()
 ) -> Iterator[tuple[int, Setting, list[Kind]]]:
-    """(number, what job, its faults): a function of these numbers alone."""
+    """(number, what job, its faults): a function of these numbers alone.
+
+    Of eight jobs in a row no two have the same model and the same transport.
+    """
     for number in range(-(-faults // per_job)):
         chance = Random(f"{seed}/{number}/plan")
-        setting = Setting(MODELS[number % len(MODELS)], transport=chance.choice(("auto", "tcp")))
+        row, place = divmod(number, len(MODELS))
+        setting = Setting(MODELS[place], transport=TRANSPORTS[(row + place) % len(TRANSPORTS)])
         kinds = [NAMED[name] for name in only] or list(KINDS)
         if setting.model == "bits":
             kinds = [kind for kind in kinds if kind.gentle] or [kind for kind in KINDS if kind.gentle]
