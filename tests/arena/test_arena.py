@@ -31,6 +31,17 @@ def test_a_reader_sees_what_the_owner_writes_and_cannot_write() -> None:
     assert seen[99] == 7 and seen.nbytes == 100 and seen.readonly
 
 
+def test_a_secluded_arena_stays_for_its_readers_as_it_is() -> None:
+    arena = Arena("one", 2 * PAGE_BYTES)
+    seen, own = reader(os.dup(arena.descriptor), 2 * PAGE_BYTES), np.frombuffer(arena.memory, np.uint8)
+    own[0] = 7
+    arena.seclude()
+    own[0] = own[PAGE_BYTES] = 9
+    assert seen[0] == 7 and seen[PAGE_BYTES] == 0 and list(own[:: PAGE_BYTES]) == [9, 9]
+    late = reader(os.dup(arena.descriptor), 2 * PAGE_BYTES)
+    assert late[0] == 7
+
+
 def test_nobody_else_can_map_an_arena_to_write_or_change_its_size() -> None:
     arena = Arena("one", PAGE_BYTES)
     with pytest.raises(PermissionError):

@@ -12,9 +12,10 @@ from shoal.core.commit_log import CommitLog
 from shoal.core.filling import Filling
 from shoal.core.membership import Member, Server
 from shoal.core.proposal import Proposals
+from shoal.core.replica import Replica
 from shoal.core.replicas import Replicas
 from shoal.optim import SGD
-from shoal.vocabulary import Contributor, PolicySpec, TableSpec, TensorSpec, Weighted, server_name
+from shoal.vocabulary import COORDINATOR, Contributor, PolicySpec, TableSpec, TensorSpec, Weighted, server_name
 from shoal.wire import messages as m
 
 RULE = SGD(lr=0.1)
@@ -513,3 +514,50 @@ def test_a_server_that_comes_follows_from_the_first_entry_that_is_not_applied_ev
     log.applied(7, 2, 0)
     assert log.stable == 2
     assert log.append(log.cut(), 0) == [k.Send(server_name(index), log.entries[3].commit) for index in (0, 1, 7)]
+
+
+# --- contributions that are held where they lie ---------------------------------------------------
+
+
+def primary(*near: int, whole: bool = True) -> tuple[Replica, m.Prepare]:
+    """Server 0 of the chain 0, 1, 2 of a shard, which can share memory with these; asked to have one update held."""
+    replica = Replica(0, Limits())
+    replica.begin(m.Create(1, SPEC, 0, 1, replicated=True), (0,))
+    for other in (1, 2):
+        replica.regained(server_name(other), near=other in near)
+    prepare = m.Prepare(1, 1, (Weighted(Contributor(5, 1, 1, 0), 1.0, whole),), (1,), (0, 1, 2))
+    replica.prepare(prepare)
+    return replica, prepare
+
+
+def test_what_all_replicas_can_read_is_held_where_it_lies() -> None:
+    replica, prepare = primary(1, 2)
+    assert replica.due(lambda item, count: True) == prepare and replica.lie_near(prepare)
+    assert replica.combined(prepare.contributors, in_place=True) == [
+        k.Send(COORDINATOR, m.Held(0, 1, 1)),
+        *(k.Forward(server, 1, 1, prepare.contributors, in_place=True) for server in (1, 2)),
+    ]
+    backup = Replica(1, Limits(), leads=False)
+    word = m.Forward(0, 1, 1, prepare.contributors, 0, (), in_place=True)
+    assert backup.forwarded(word) == backup.forwarded(word) == [k.Send(COORDINATOR, m.Held(1, 1, 1))]
+    assert backup.in_place and backup.sum == prepare.contributors
+    backup.applied()
+    assert not backup.in_place and backup.forwarded(word) == []
+
+
+@pytest.mark.parametrize(("near", "whole"), [((1,), True), ((), True), ((1, 2), False)])
+def test_what_some_replica_cannot_read_is_combined(near: tuple[int, ...], whole: bool) -> None:
+    replica, prepare = primary(*near, whole=whole)
+    assert not replica.lie_near(prepare)
+    assert k.Forward(2, 1, 1, prepare.contributors) in replica.combined(prepare.contributors)
+
+
+def test_what_was_held_in_place_is_combined_once_a_replica_comes_back_from_farther_away() -> None:
+    replica, prepare = primary(1, 2)
+    replica.combined(prepare.contributors, in_place=True)
+    again = [k.Forward(1, 1, 1, prepare.contributors, in_place=True)]
+    assert replica.regained(server_name(1), near=True) == again
+    assert replica.regained("worker/2", near=False) == [] and replica.in_place
+    assert replica.regained(server_name(2), near=False) == []
+    assert replica.due(lambda item, count: True) == prepare and not replica.lie_near(prepare)
+    assert k.Forward(1, 1, 1, prepare.contributors) in replica.combined(prepare.contributors)

@@ -15,7 +15,7 @@ MESSAGE_TYPES = typing.get_args(m.Any)
 WHO = Contributor(5, 1, 2, 0)
 SERVERS_SAY = {
     m.Register, m.Created, m.Attached, m.Staged, m.Complete, m.Norms, m.Applied, m.Parameters, m.Moved, m.Saved,
-    m.Recovered, m.Forward, m.Held, m.Fill, m.Filled, m.Whole,
+    m.Recovered, m.Forward, m.Share, m.Held, m.Fill, m.Filled, m.Whole,
 }  # fmt: skip
 COORDINATOR_SAYS = {
     m.Registered, m.Welcome, m.Create, m.Declared, m.Await, m.Foresee, m.Commit, m.Factors, m.Released, m.Waiting,

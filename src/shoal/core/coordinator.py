@@ -498,6 +498,9 @@ class Coordinator:
             effects += self._commit(contributors, now)
         else:
             self.waiting = verdict.reason
+        if self._spreads(self.log.updated):
+            self.waiting = "every replica is to apply the update before its workers go on"
+            return effects
         readers = self._readers()
         if readers:
             effects += self.releases.append(self.log.cut(), readers, now)
@@ -544,7 +547,8 @@ class Coordinator:
                     self.dispatch.take_back(member)  # too late for this commit: someone else will do them
         entry = self.log.update(readies, self.spec.reduction, tuple(samples))
         finishers = self.dispatch.finishers(self.membership.ordered())
-        effects = self.releases.append(entry, self._readers() + finishers, now)
+        readers = [] if self._spreads(entry.seq) and entry.contributors else self._readers() + finishers
+        effects = self.releases.append(entry, readers, now)
         if self.policy.lockstep:
             for member in self.membership.ordered():
                 if member.state == READY and member.clock < self.clock:  # while the replicas came to hold the update
@@ -552,6 +556,11 @@ class Coordinator:
                     member.ready = None
                     effects += self._drop(member, now)
         return effects
+
+    def _spreads(self, update: int) -> bool:
+        """Whether a replica may yet read what members pushed for this update where it lies: who went on now would push
+        the next there."""
+        return self.replicas.replicated and update > self.log.stable
 
     def _readers(self) -> list[Member]:
         """Parked members that the policy lets go on."""

@@ -173,12 +173,16 @@ class Publish:
 
 @dataclass(frozen=True)
 class Forward:
-    """Send the sum that is held to a backup, as Forward frames. Not while a task runs that could change it."""
+    """Send the sum that is held to a backup, as Forward frames. Not while a task runs that could change it.
+
+    in_place: it is in no memory yet; lend the backup the arenas in which the contributions lie.
+    """
 
     to: int
     epoch: int
     number: int
     contributors: tuple[Weighted, ...]
+    in_place: bool = False
 
 
 @dataclass(frozen=True)

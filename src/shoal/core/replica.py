@@ -1,8 +1,9 @@
 """A replica: one server's part in holding a shard together with others.
 
 The primary combines what workers pushed and forwards the sum; backups hold it until it is committed. So
-whatever is in the log, every replica can apply on its own. A server that comes later follows the log from
-one version on and is given its blocks between updates (filling.py).
+whatever is in the log, every replica can apply on its own. Where the workers and all replicas of the shard
+share one host, the contributions are held where they lie, and each replica combines them in passing. A server
+that comes later follows the log from one version on and is given its blocks between updates (filling.py).
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Replica:
     asked: m.Prepare | None = None  # the last update that was to be prepared
     key: Key = (0, 0)  # of the sum that is held, or is arriving
     sum: tuple[Weighted, ...] = ()  # whose sum is held; (): none is, or it is applied already
+    in_place: bool = False  # it is in no memory: the contributions are held where they lie
+    near: set[int] = field(default_factory=set)  # other servers that can share memory with this one
     over: Key = (0, 0)  # of the last sum that was applied
     arrived: set[int] = field(default_factory=set)  # blocks of the sum that is arriving
     fills: list[m.Fill] = field(default_factory=list)  # came, and are not taken in yet
@@ -109,22 +112,30 @@ class Replica:
         here = all(complete(item, count) for item, count in zip(asked.contributors, asked.blocks, strict=True))
         return asked if here else None
 
-    def combined(self, contributors: tuple[Weighted, ...], error: str) -> list[k.Effect]:
-        """The sum lies here."""
+    def lie_near(self, asked: m.Prepare) -> bool:
+        """Whether every replica can read these contributions, which are here, where their workers wrote them."""
+        return all(item.whole for item in asked.contributors) and self.near.issuperset(self._others(asked))
+
+    def combined(self, contributors: tuple[Weighted, ...], error: str = "", in_place: bool = False) -> list[k.Effect]:
+        """The sum lies here; in_place: or all that it takes."""
         asked = self.asked
         if error:
             return [k.Halt(f"server {self.index} could not combine an update: {error}")]
         if asked is None or asked.contributors != contributors:
             return []  # another one is wanted by now
-        self.key, self.sum = (asked.epoch, asked.number), contributors
+        self.key, self.sum, self.in_place = (asked.epoch, asked.number), contributors, in_place
         return self._forward()
 
     def _forward(self) -> list[k.Effect]:
         assert self.asked is not None
-        epoch, number, contributors = self.asked.epoch, self.asked.number, self.asked.contributors
-        others = [server for server in self.asked.to if server != self.index]
-        effects: list[k.Effect] = [k.Forward(server, epoch, number, contributors) for server in others]
-        return [k.Send(COORDINATOR, m.Held(self.index, epoch, number)), *effects]
+        held = k.Send(COORDINATOR, m.Held(self.index, self.asked.epoch, self.asked.number))
+        return [held, *(self._forward_to(server, self.asked) for server in self._others(self.asked))]
+
+    def _forward_to(self, server: int, asked: m.Prepare) -> k.Effect:
+        return k.Forward(server, asked.epoch, asked.number, asked.contributors, self.in_place)
+
+    def _others(self, asked: m.Prepare) -> list[int]:
+        return [server for server in asked.to if server != self.index]
 
     def lacks(self, forward: m.Forward) -> bool:
         """Whether these blocks of a sum are news."""
@@ -141,6 +152,10 @@ class Replica:
             return []
         if key > self.key:
             self.key, self.sum, self.arrived = key, (), set()
+        self.in_place = forward.in_place
+        if forward.in_place:
+            self.sum = forward.contributors
+            return [held]
         self.arrived.update(forward.blocks)
         if len(self.arrived) < forward.total:
             return []
@@ -149,15 +164,22 @@ class Replica:
 
     def applied(self) -> None:
         """The sum that was held has done its work."""
-        self.sum, self.asked, self.over = (), None, self.key
+        self.sum, self.in_place, self.asked, self.over = (), False, None, self.key
 
-    def regained(self, peer: str) -> list[k.Effect]:
-        """A backup is back: what it may have missed of the sum that is held, or of its shard."""
-        self.filling.again(node_number(peer))
-        if self.asked is None or not self.sum or not self.leads or (self.asked.epoch, self.asked.number) != self.key:
+    def regained(self, peer: str, near: bool) -> list[k.Effect]:
+        """A server is there, or back: if a backup, what it may have missed of the sum that is held, or of its shard."""
+        server = node_number(peer)
+        if peer != server_name(server):
             return []
-        epoch, number, contributors = self.asked.epoch, self.asked.number, self.asked.contributors
-        return [k.Forward(to, epoch, number, contributors) for to in self.asked.to if server_name(to) == peer]
+        (self.near.add if near else self.near.discard)(server)
+        self.filling.again(server)
+        asked = self.asked
+        if asked is None or not self.sum or not self.leads or (asked.epoch, asked.number) != self.key:
+            return []
+        if self.in_place and not self.lie_near(asked):
+            self.sum = ()  # it is to be combined, and sent
+            return []
+        return [self._forward_to(server, asked)] if server in asked.to else []
 
     # --- blocks ---------------------------------------------------------------------------------
 

@@ -130,8 +130,8 @@ class Shard:
                 holds = self.replica.shard if self.replica.follows else -1
                 self.register = msgspec.structs.replace(self.register, version=self.version, holds=holds)
                 return [k.Send(COORDINATOR, self.register)]
-            case k.Regained(peer):
-                return self.replica.regained(peer) + self._between(now)
+            case k.Regained(peer, near):
+                return self.replica.regained(peer, near) + self._between(now)
             case _:
                 return []
 
@@ -266,10 +266,12 @@ class Shard:
         if self.running is None and self.progress is None:
             effects += self.replica.give(self.version, self.accounts.updated, self._recovered(self.epoch), now)
         guessing = isinstance(self.running, k.Combine) and not self.running.held
-        prepare = self.replica.due(self._complete)
-        if prepare is not None and guessing:
+        prepare = self.replica.due(self._complete) if self.progress is None else None
+        if prepare is not None and self.replica.lie_near(prepare):
+            effects += self.replica.combined(prepare.contributors, in_place=True)
+        elif prepare is not None and guessing:
             effects.append(k.Hurry())
-        elif prepare is not None and self.running is None and self.progress is None:
+        elif prepare is not None and self.running is None:
             effects += self._run(k.Combine(prepare.contributors, held=True))
         return effects
 
@@ -416,8 +418,8 @@ class Shard:
         progress = self.progress
         assert progress is not None
         commit = progress.commit
-        summed = self.replica.replicated
-        if commit.contributors and summed and self.replica.sum != commit.contributors:
+        summed = self.replica.replicated and not self.replica.in_place
+        if commit.contributors and self.replica.replicated and self.replica.sum != commit.contributors:
             return [k.Halt(f"server {self.index} does not hold the sum of commit {commit.seq}, a defect of Shoal")]
         facts = (commit.contributors, commit.rates, progress.factors, summed)
         if progress.remaining:

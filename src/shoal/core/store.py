@@ -16,6 +16,7 @@ complete, and the loop reads parameters only between tasks.
 from __future__ import annotations
 
 import os
+import weakref
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -77,7 +78,7 @@ class Store:
     def __init__(self, archive: Archive, threads: int = 1, shared: bool = False) -> None:
         self._archive = archive
         self._shared = shared
-        self._lent: dict[tuple[int, int], tuple[memoryview, Blocks]] = {}  # (worker, incarnation) -> its arena
+        self._lent: dict[tuple[int, int], Lent] = {}  # (worker, incarnation) -> its arena
         self._scratch = [np.zeros(CHUNK_ELEMENTS, np.float32) for _ in range(threads)]
         self._helpers = ThreadPoolExecutor(threads - 1, "shoal-store") if threads > 1 else None
         self._table: Table | None = None
@@ -230,6 +231,11 @@ class Store:
         assert self._sums is not None, "only a shard with replicas has them"
         return self._sums
 
+    @property
+    def replicated(self) -> bool:
+        """Whether other servers hold the same shard, or may."""
+        return self._sums is not None
+
     def keep_lent(self, servers: Iterable[int]) -> None:
         """Only these servers hold the shard, too: what others lent is let go."""
         if self._sums is not None:
@@ -272,12 +278,21 @@ class Store:
         if self._table.shared is None:
             os.close(descriptor)
             raise ProtocolError(f"worker {worker} wants to share memory, which this server does not (SHOAL_TRANSPORT)")
-        memory = reader(descriptor, self._table.shared.size_bytes)
-        self._lent[worker, incarnation] = memory, self._table.encoded(memory)
+        again = os.dup(descriptor)
+        try:
+            memory = reader(descriptor, self._table.shared.size_bytes)
+        except BaseException:
+            os.close(again)
+            raise
+        self._lent[worker, incarnation] = Lent(memory, self._table.encoded(memory), again)
 
     def attached(self, contributor: Contributor) -> bool:
         """Whether this contributor's blocks are read where its worker wrote them."""
         return (contributor.worker, contributor.incarnation) in self._lent
+
+    def arena_of(self, contributor: Contributor) -> int:
+        """The descriptor of an attached worker's arena, for replicas on this host."""
+        return self._lent[contributor.worker, contributor.incarnation].descriptor
 
     @property
     def descriptor(self) -> int:
@@ -288,7 +303,7 @@ class Store:
     def stage_in_place(self, contributor: Contributor, blocks: Iterable[int]) -> None:
         """These blocks lie in the worker's arena, and stay as they are until freed. Only of who is attached."""
         lent = self._lent[contributor.worker, contributor.incarnation]
-        self._staging.setdefault(contributor, Staging(*lent)).delivered.update(blocks)
+        self._staging.setdefault(contributor, Staging(lent.memory, lent.blocks)).delivered.update(blocks)
 
     @property
     def stamp(self) -> int:
@@ -311,7 +326,8 @@ class Store:
         who = item.contributor
         staging = self._staging.get(who)
         if staging is None and item.whole and (who.worker, who.incarnation) in self._lent:
-            staging = Staging(*self._lent[who.worker, who.incarnation], set(self.table.position))
+            lent = self._lent[who.worker, who.incarnation]
+            staging = Staging(lent.memory, lent.blocks, set(self.table.position))
         return staging
 
     # --- the passes over the blocks ---------------------------------------------------------------
@@ -408,6 +424,14 @@ class Store:
         for helper in helping:
             helper.result()
         return [results[index] for index in range(len(items))]
+
+
+class Lent:
+    """A worker's arena, as it is mapped here. descriptor: of the arena, kept for those it may be passed on to."""
+
+    def __init__(self, memory: memoryview, blocks: Blocks, descriptor: int) -> None:
+        self.memory, self.blocks, self.descriptor = memory, blocks, descriptor
+        weakref.finalize(self, os.close, descriptor)
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Sums of updates, where every replica of a shard holds them before they are committed.
 
-The primary combines into memory of its own; backups on its host read it there, others are sent it. A sum
+The primary combines into memory of its own; backups on its host read it there, others are sent it. Where
+all contributions are held in place instead, pages of that memory are never touched, and cost nothing. A sum
 is float32 whatever the wire format is, so applying it gives the bits that combining in passing would.
 """
 
@@ -64,7 +65,6 @@ class Sums:
         self._arena: Arena | None = None
         if layout is not None:
             self._arena = Arena(f"shoal-sums-{table.shard}", layout.size_bytes)
-            self._arena.touch(layout.parts[table.shard])
             self._slices: Sequence[slice] = [layout.blocks[block.index] for block in table.blocks]
             self._size_bytes, memory = layout.size_bytes, self._arena.memory
         else:

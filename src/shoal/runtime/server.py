@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 from shoal import arena
 from shoal.config import Job
@@ -26,7 +27,7 @@ from shoal.runtime import process
 from shoal.runtime.node import Node
 from shoal.storage import snapshot
 from shoal.storage.pace import paced
-from shoal.transport import ALTERNATIVE, Wrap, tcp, unwrapped
+from shoal.transport import ALTERNATIVE, Connection, Wrap, tcp, unwrapped
 from shoal.vocabulary import COORDINATOR, ITEM_BYTES, TableSpec, server_name, worker_name
 from shoal.wire import messages as m
 from shoal.wire.framing import Buffer
@@ -50,6 +51,7 @@ class ServerNode(Node):
         self._writer = process.beside(f"snapshot-{index}")
         self._closed = False
         self._published: tuple[int, tuple[int, ...], list[Frame]] | None = None
+        self._lent: dict[str, Lending] = {}  # by backup on this host
 
     def machine(self) -> Shard:
         return self._shard
@@ -99,6 +101,14 @@ class ServerNode(Node):
                 if descriptor is None:
                     raise ProtocolError(f"{source} asked to share memory and sent none along")
                 self._store.attach(worker, incarnation, descriptor)
+            case m.Share(worker=worker, incarnation=incarnation):
+                descriptor = self.peers[source].connection.take_file()
+                if descriptor is None:
+                    raise ProtocolError(f"{source} lends the memory of worker {worker} and sent none along")
+                self._store.attach(worker, incarnation, descriptor)
+            case m.Forward(in_place=True, contributors=contributors):
+                if not all(self._store.attached(item.contributor) for item in contributors):
+                    return  # they came before there was a table for them: they will come again
             case m.Forward(server=server):
                 descriptor = self.peers[source].connection.take_file()
                 if descriptor is not None and self._shard.spec is not None and not self._store.sums.lent(server):
@@ -171,15 +181,20 @@ class ServerNode(Node):
             if not isinstance(error, ShoalError | OSError | MemoryError):
                 traceback.print_exc()
             return k.Done(task, error=f"{type(error).__name__}: {error}")
-        if isinstance(task, k.Seed | k.Apply) and task.summed:
+        if isinstance(task, k.Seed | k.Apply) and self._store.replicated:
             return k.Done(task, result, checksum=self._store.checksum(task.seq))
         return k.Done(task, result)
 
     def _forward(self, forward: k.Forward) -> None:
-        """Send the sum that is held; to a backup on this host, word of where it lies."""
+        """Send the sum that is held; to a backup on this host, word of where it lies, or what it takes."""
         name, sums = server_name(forward.to), self._store.sums
+        whose = (self._shard.index, forward.epoch, forward.number, forward.contributors)
+        if forward.in_place:
+            self._lend(name, forward)
+            self.send(name, m.Forward(*whose, 0, (), in_place=True))
+            return
         blocks = tuple(sorted(sums.held.delivered))
-        facts = (self._shard.index, forward.epoch, forward.number, forward.contributors, len(blocks))
+        facts = (*whose, len(blocks))
         peer = self.peers.get(name)
         if peer is not None and peer.connection.shares_memory and sums.descriptor is not None:
             self.send(name, m.Forward(*facts, blocks), files=(sums.descriptor,))
@@ -187,6 +202,22 @@ class ServerNode(Node):
         assert self._shard.spec is not None
         for some in _frames(self._shard.spec, blocks, self.job.limits.frame_bytes_target) or [()]:
             self.send(name, m.Forward(*facts, some), sums.parts(some))
+
+    def _lend(self, name: str, forward: k.Forward) -> None:
+        """Have a backup on this host read these contributions where they lie. What is lent stays lent; if it is asked
+        for again, something was lost on the way."""
+        peer, key = self.peers.get(name), (forward.epoch, forward.number)
+        if peer is None or not peer.connection.shares_memory:
+            return
+        lent = self._lent.get(name)
+        if lent is None or lent.connection is not peer.connection or lent.key == key:
+            lent = self._lent[name] = Lending(peer.connection)
+        lent.key = key
+        for who in (item.contributor for item in forward.contributors):
+            if (who.worker, who.incarnation) not in lent.workers and self._store.attached(who):
+                lent.workers.add((who.worker, who.incarnation))
+                word = m.Share(self._shard.index, who.worker, who.incarnation)
+                self.send(name, word, files=(self._store.arena_of(who),))
 
     def _way(self, address: str) -> str:
         return address if self._shares else address.rsplit(ALTERNATIVE, maxsplit=1)[-1]
@@ -228,6 +259,15 @@ class ServerNode(Node):
             self._thread.submit(self._store.close)
         self._thread.shutdown(wait=False)
         self._writer.shutdown(wait=False)
+
+
+@dataclass
+class Lending:
+    """Whose gradients a backup can read by what went over this connection. key: of the last sum that takes them."""
+
+    connection: Connection
+    workers: set[tuple[int, int]] = field(default_factory=set)  # and incarnation
+    key: tuple[int, int] = (0, 0)
 
 
 def _frames(spec: TableSpec, blocks: Sequence[int], bytes_target: int) -> list[tuple[int, ...]]:

@@ -87,11 +87,13 @@ class SharedMemory:
         return self.region.memory[self._layout.blocks[block]]
 
     def close(self) -> None:
-        """Parameters that a model still uses stay as they are now, whatever the servers do."""
+        """Parameters that a model still uses stay as they are now, whatever the servers do; and gradients that servers
+        may still read, whatever the process does that pushed them."""
         for descriptor in self._next.values():
             os.close(descriptor)
         self._next.clear()
         self.region.detach()
+        self.arena.seclude()
 
 
 def same_memory(one: Bytes, other: Bytes) -> bool:

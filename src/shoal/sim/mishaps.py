@@ -135,7 +135,9 @@ class Mishaps:
         for one, other in ((cut.one, cut.other), (cut.other, cut.one)):
             self._world.after(NOTICE_MS, partial(self._notice, one, k.Lost(other)))
             back = cut.stop_ms + self._rng.randint(*NOTICE_MS)
-            self._world.at(max(back, self._world.now + NOTICE_MS[1]), partial(self._notice, one, k.Regained(other)))
+            near = self._world.scenario.near_servers and one.startswith("server/") and other.startswith("server/")
+            found = k.Regained(other, near=near)
+            self._world.at(max(back, self._world.now + NOTICE_MS[1]), partial(self._notice, one, found))
 
     def _notice(self, node: str, event: k.Lost | k.Regained) -> None:
         if self._world.put_off(node, partial(self._notice, node, event)):

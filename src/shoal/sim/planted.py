@@ -137,6 +137,13 @@ PLANTS = (
     ),
     Plant("a backup lets any sum land", "Ordered", Machines(shard=replicas.LetsAllIn), seed=68),
     Plant("a primary sends one sum for another", "Ordered", replicas.with_replica(replicas.SendsAnotherSum), seed=283),
+    Plant(
+        "a worker goes on while a replica reads its gradient",
+        "Atomic",
+        Machines(coordinator=replicas.LetsGoTooSoon),
+        seed=43,
+    ),
+    Plant("a primary holds in place what is not whole", "Atomic", replicas.with_replica(replicas.HoldsPartsInPlace)),
     Plant("a primary combines too soon", "Ordered", replicas.with_replica(replicas.CombinesTooSoon), seed=8),
     Plant(
         "an update is committed when one replica holds it", "Replicated", replicas.with_part(replicas.ContentWithOne)

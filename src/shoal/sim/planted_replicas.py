@@ -49,7 +49,7 @@ class LetsAllIn(Shard):
 class SendsAnotherSum(Replica):
     """A primary sends a backup that is back the sum that it holds as the one that it has yet to combine."""
 
-    def regained(self, peer: str) -> list[k.Effect]:
+    def regained(self, peer: str, near: bool) -> list[k.Effect]:
         self.filling.again(node_number(peer))
         if self.asked is None or not self.sum or not self.leads:
             return []
@@ -104,6 +104,20 @@ class CommitsWhatItProposed(Coordinator):
         members = [self.membership.members.get(worker) for worker in proposal.workers]
         contributors = [member for member in members if member is not None and member.ready is not None]
         return self._commit(contributors, now) + self._decide(now)
+
+
+class LetsGoTooSoon(Coordinator):
+    """Lets a worker compute its next gradient while a replica reads the last one where it lies."""
+
+    def _spreads(self, update: int) -> bool:
+        return False
+
+
+class HoldsPartsInPlace(Replica):
+    """A primary has backups read from a worker's memory what is not complete there."""
+
+    def lie_near(self, asked: m.Prepare) -> bool:
+        return self.near.issuperset(server for server in asked.to if server != self.index)
 
 
 # --- blocks -------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ TASK_MS = (0, 12)
 WRITE_MS = (1, 200)
 REACHED_MS = (1, 30)  # until a connection to a server is there
 
-Payload = Mapping[int, Any]  # of Stage: tags, of Parameters and Fill: states, of Forward: what is summed; by block
+# Of Stage: tags, of Parameters and Fill: states, of Forward: what is summed; by block. What is lent: by life.
+Payload = Mapping[Any, Any]
 
 
 @dataclass
@@ -117,7 +118,8 @@ class Servers:
                 case k.Dial(servers):
                     world.line(name, "", effect)
                     for other, _ in servers:
-                        reached = partial(self.step, server, k.Regained(server_name(other)))
+                        found = k.Regained(server_name(other), near=world.scenario.near_servers)
+                        reached = partial(self.step, server, found)
                         world.after(REACHED_MS, reached)
                 case k.Run(task=task):
                     world.line(name, "", task)
@@ -162,6 +164,8 @@ class Servers:
                 self._admit_stage(server, message, payload)
             case m.Attach(worker=worker, incarnation=incarnation) if isinstance(payload, t.Arena):
                 store.lent[worker, incarnation] = payload
+            case m.Forward(in_place=True):
+                store.lent.update(payload)
             case m.Forward() if not self.world.scenario.near_servers and server.shard.admits_sum(message):
                 store.sums.update(payload)
             case m.Fill():
@@ -178,7 +182,7 @@ class Servers:
 
     def _publish(self, server: Server, effect: k.Publish) -> None:
         """Send the blocks as they are now, in frames of random size."""
-        states = {block: server.store.states[block] for block in effect.blocks}
+        states = {block: server.store.states.get(block, 0) for block in effect.blocks}  # 0: it does not have it
         self.world.note(t.Published(server.index, effect, states))
         near = server.shard.near.get(effect.worker) == effect.incarnation
         for blocks in self._frames(effect.blocks):
@@ -188,7 +192,13 @@ class Servers:
             self.world.send(server.name, worker_name(effect.worker), message, payload)
 
     def _forward(self, server: Server, effect: k.Forward) -> None:
-        """Send the sum that is held, in frames of random size, or word of where it lies."""
+        """Send the sum that is held, in frames of random size, or word of where it lies; or lend what it takes."""
+        if effect.in_place:
+            lives = [(item.contributor.worker, item.contributor.incarnation) for item in effect.contributors]
+            lent = {life: server.store.lent[life] for life in lives if life in server.store.lent}
+            word = m.Forward(server.index, effect.epoch, effect.number, effect.contributors, 0, (), in_place=True)
+            self.world.send(server.name, server_name(effect.to), word, lent)
+            return
         memory, blocks = server.store.held
         facts = (server.index, effect.epoch, effect.number, effect.contributors, len(blocks))
         for some in [blocks] if self.world.scenario.near_servers else self._frames(blocks) or [()]:
@@ -233,5 +243,5 @@ class Servers:
             changes = states and isinstance(task, k.Seed | k.Apply)
             onlookers = [life.identity for life in self.world.lives.values() if life.computes_on(server.index)]
             self.world.note(t.Performed(server.index, task, staged, states, tuple(onlookers) if changes else ()))
-        summed = isinstance(task, k.Seed | k.Apply) and task.summed
-        return k.Done(task, result, checksum=server.store.checksum if summed else 0)
+        checked = isinstance(task, k.Seed | k.Apply) and server.shard.replica.replicated
+        return k.Done(task, result, checksum=server.store.checksum if checked else 0)

@@ -16,6 +16,7 @@ Who sends what to whom, in the order of a job's life:
     coord.   -> any          Placed              (which servers hold which shard)
     coord.   -> server       Prepare             answered by  Held     (with replicas, before an update's Commit)
     server   -> server       Forward + bytes     answered by  Held, to the coordinator
+    server   -> server       Share + memory      (on one host, before a Forward in place)
     server   -> server       Fill + bytes        answered by  Filled; Whole, to the coordinator, once it is
     coord.   -> server       Commit              answered by  Applied (and Norms, which Factors answers)
     server   -> worker       Parameters + bytes  (where they lie in shared memory: answered by Copied)
@@ -78,7 +79,7 @@ from shoal.wire.gradient import (
     Waiting,
 )
 from shoal.wire.message import Message
-from shoal.wire.replica import Drain, Draining, Fill, Filled, Forward, Held, Placed, Prepare, Whole
+from shoal.wire.replica import Drain, Draining, Fill, Filled, Forward, Held, Placed, Prepare, Share, Whole
 from shoal.wire.succession import Introduce, Recover, Recovered, Resume, Resumed
 
 # --- samples ----------------------------------------------------------------------------------
@@ -245,7 +246,7 @@ Any = (
     | Applied | Released | Waiting | Parameters | Copied | Pull | Moved | Refresh | LeaseRequest | Granted
     | SnapshotRequest | Recall | Recalled | Saved | SnapshotDone | Leave | Left | Fenced | Stop | Heartbeat | Alive
     | Report | StatusRequest | Status | Recover | Recovered | Introduce | Resume | Resumed | Placed | Prepare | Forward
-    | Held | Fill | Filled | Whole | Drain | Draining | fleet.Any
+    | Share | Held | Fill | Filled | Whole | Drain | Draining | fleet.Any
 )  # fmt: skip
 
 __all__ = [
@@ -254,6 +255,6 @@ __all__ = [
     "Foresee", "Forward", "Granted", "Heartbeat", "Held", "Hello", "Introduce", "Join", "LeaseRequest", "Leave",
     "Left", "MemberStatus", "Message", "Moved", "Norms", "Offer", "Parameters", "Placed", "Prepare", "Pull",
     "Ready", "Recall", "Recalled", "Recover", "Recovered", "Refresh", "Refused", "Register", "Registered",
-    "Released", "Report", "Resume", "Resumed", "Saved", "SnapshotDone", "SnapshotRequest", "Stage", "Staged",
+    "Released", "Report", "Resume", "Resumed", "Saved", "Share", "SnapshotDone", "SnapshotRequest", "Stage", "Staged",
     "Status", "StatusRequest", "Stop", "Waiting", "Welcome", "Whole",
 ]  # fmt: skip

@@ -49,7 +49,8 @@ class Forward(Message, frozen=True, array_like=True, tag=True):
     """The sum of these contributions; the payload holds `blocks` of it one after the other, in float32.
 
     total: how many blocks it has; the others have no gradient. Without payload they lie in the sender's arena of
-    sums, whose descriptor goes along.
+    sums, whose descriptor goes along. in_place: nobody has summed anything; the contributions lie complete in their
+    workers' arenas, which were shared before.
     """
 
     server: int
@@ -58,6 +59,15 @@ class Forward(Message, frozen=True, array_like=True, tag=True):
     contributors: tuple[Weighted, ...]
     total: int
     blocks: tuple[int, ...]
+    in_place: bool = False
+
+
+class Share(Message, frozen=True, array_like=True, tag=True):
+    """The descriptor of the arena in which this worker's gradients lie goes along: its worker is on this host, too."""
+
+    server: int
+    worker: int
+    incarnation: int
 
 
 class Held(Message, frozen=True, array_like=True, tag=True):

@@ -41,6 +41,7 @@ def _server(
     | m.Saved
     | m.Recovered
     | m.Forward
+    | m.Share
     | m.Held
     | m.Fill
     | m.Filled
@@ -84,7 +85,7 @@ _SPEAKERS: dict[type[m.Message], Callable[..., str]] = {
     **dict.fromkeys(
         (
             m.Register, m.Attached, m.Staged, m.Complete, m.Parameters, m.Moved, m.Created, m.Applied, m.Norms,
-            m.Saved, m.Recovered, m.Forward, m.Held, m.Fill, m.Filled, m.Whole,
+            m.Saved, m.Recovered, m.Forward, m.Share, m.Held, m.Fill, m.Filled, m.Whole,
         ),
         _server,
     ),
