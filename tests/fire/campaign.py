@@ -17,7 +17,7 @@ from .job import Burnt, Job, Setting
 
 MODELS = ("bits", "counting:sync", "counting:bounded", "counting:async")
 TRANSPORTS = ("auto", "tcp")
-SETTLED_COMMITS = 2  # one may be under way when the fault strikes
+SETTLED_COMMITS = 2  # that workers are told of: one may be under way when the fault strikes
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def burn(number: int, setting: Setting, kinds: list[Kind], seed: int, folder: Pa
     try:
         with Job(folder, setting) as job:
             try:
-                job.wait_for(lambda: job.whole() and job.notes.version > 3, "the job runs")
+                job.wait_for(lambda: job.whole() and job.notes.clock > 3, "the job runs")
                 for kind in kinds:
                     tell(number, kind.name)
                     time.sleep(chance.uniform(0.1, 1.0))
@@ -91,7 +91,7 @@ def burn(number: int, setting: Setting, kinds: list[Kind], seed: int, folder: Pa
                 tell(number, "ends")
                 check(job, job.end())
             finally:
-                outcome.commits, outcome.samples = job.notes.version, sum(job.notes.trained.values())
+                outcome.commits, outcome.samples = len(job.notes.commits), sum(job.notes.trained.values())
                 outcome.resident = job.resident
         if job.left_behind:
             raise Burnt(f"left behind: {', '.join(job.left_behind)}")
@@ -107,15 +107,15 @@ def burn(number: int, setting: Setting, kinds: list[Kind], seed: int, folder: Pa
 def strike(job: Job, number: int, kind: Kind, chance: Random) -> Fault:
     """Let it strike, and wait until all is well again."""
     job.look()
-    version, since = job.notes.look(), time.monotonic()
+    since, settled = time.monotonic(), len(job.notes.commits) + SETTLED_COMMITS
     try:
         hit = kind.strike(job, chance)
-        job.wait_for(lambda: job.committed(version + SETTLED_COMMITS), "the job commits again")
+        job.wait_for(lambda: job.told(settled), "the job commits again")
         job.wait_for(job.whole, "all replicas and workers are there again")
     except Burnt as error:
         raise Burnt(f"{kind.name}: {error}") from None
     whole = time.monotonic() - since
-    commit = job.notes.next_commit(since, version + SETTLED_COMMITS)
+    commit = job.notes.commits[settled - 1][0] - since
     return Fault(number, kind.name, hit, commit, job.notes.longest_pause(since), whole)
 
 

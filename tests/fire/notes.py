@@ -29,6 +29,11 @@ class Notes:
         """The newest that a worker was told of."""
         return self.commits[-1][1] if self.commits else 0
 
+    @property
+    def clock(self) -> int:
+        """The newest that a worker is done with. (There are more versions than clocks: some change no parameter.)"""
+        return max((clocks[-1] for clocks in self.clocks.values()), default=0)
+
     def look(self) -> int:
         """Read what is new; returns the newest version."""
         found: list[tuple[float, int]] = []
@@ -59,10 +64,6 @@ class Notes:
     def twice(self) -> list[tuple[int, int]]:
         """(pass, sample) that were acknowledged more than once."""
         return [which for which, times in self.trained.items() if times > 1]
-
-    def next_commit(self, since: float, version: int) -> float:
-        """Seconds from `since` to the first commit of `version` or a later one."""
-        return next(seconds for seconds, reached in self.commits if reached >= version) - since
 
     def longest_pause(self, since: float) -> float:
         """Between two commits, from the last one before `since` on."""
