@@ -129,10 +129,13 @@ def check(job: Job, results: list[dict[str, float]]) -> None:
     last = results[-1]
     if last["version"] < notes.version:
         raise Burnt(f"version {notes.version} was acknowledged, and the parameters at the end are {last['version']}")
-    if job.setting.model == "counting:sync" or job.setting.model == "bits":
-        several = {clock: versions for clock, versions in notes.versions.items() if len(versions) > 1}
-        if several:
-            raise Burnt(f"one clock was told to be of several versions: {several}")
+    if several := [version for version, checksums in notes.of_version.items() if len(checksums) > 1]:
+        raise Burnt(f"workers had different parameters at one version: {several[:5]}")
+    # After one clock of Sync, too. (There may be several versions of it: whom a coordinator that died did not tell to
+    # go on, the next one lets go by an entry of its own.)
+    several = [clock for clock, checksums in notes.of_clock.items() if len(checksums) > 1]
+    if several and job.setting.model in ("counting:sync", "bits"):
+        raise Burnt(f"workers had different parameters after one clock: {several[:5]}")
     if job.setting.model == "bits":
         clocks = {rank: len(set(seen)) for rank, seen in notes.clocks.items()}
         if len({result["digest"] for result in results}) > 1 or len(set(clocks.values())) > 1:
