@@ -42,14 +42,15 @@ class Value(msgspec.Struct, frozen=True, array_like=True):
 class TensorSpec(Value, frozen=True, array_like=True):
     """One parameter tensor of the model, as the worker sees it.
 
-    dtype is that of the worker's parameter and of its gradient on the wire ("float32",
-    "bfloat16" or "float16"); the servers hold float32 masters whatever it is.
+    dtype is that of the worker's parameter on the wire ("float32", "bfloat16" or "float16"); the servers hold
+    float32 masters whatever it is. push: the codec of its gradients; "": as wide as the parameter.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     group: int
+    push: str = ""
 
     @property
     def elements(self) -> int:
@@ -106,6 +107,11 @@ class Contributor(Value, frozen=True, array_like=True, order=True):
     incarnation: int
     clock: int
     attempt: int
+
+    @property
+    def seeds(self) -> bool:
+        """Whether it is the initial parameters, not a gradient."""
+        return self.clock == 0
 
 
 class Weighted(Value, frozen=True, array_like=True):

@@ -74,6 +74,9 @@ class FakeWorker:
         self.pushed[tensor], self.views[tensor] = gradient.copy(), gradient  # sends at once: the eager extreme
         self.pushes.append(tensor)
 
+    def rescale(self, multiplier: float) -> bool:
+        return False
+
     def restart(self) -> None:
         self.pushed.clear()
         self.restarts += 1

@@ -418,3 +418,15 @@ def test_an_optimizer_nobody_uses_any_more_lets_go_of_the_model(worker, make_wor
     train(model, optimizer(other, model, SGD(lr=0.1)), batches(2))
     assert len(worker.steps) == 2
     assert not worker.pushes
+
+
+def test_a_group_may_have_its_gradients_travel_in_a_codec_of_its_own(worker):
+    one, two = torch.nn.Linear(2, 1), torch.nn.Linear(1, 1)
+    groups = [{"params": one.parameters(), "push": "sign", "lr": 0.5}, {"params": two.parameters()}]
+    optimizer(worker, groups, SGD(lr=0.1), push="int8")
+    assert [item.push for item in worker.spec.tensors] == ["sign", "sign", "int8", "int8"]
+
+
+def test_a_codec_that_nobody_knows_is_refused_with_those_that_are(worker):
+    with pytest.raises(ConfigurationError, match=r"push='int7' is no codec; known: .*int8, int4, e3m0, 2bit, sign"):
+        optimizer(worker, torch.nn.Linear(2, 1), SGD(lr=0.1), push="int7")

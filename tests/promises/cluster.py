@@ -47,11 +47,21 @@ PAGED_ELEMENTS = 2048  # blocks of whole pages: several servers can share the me
 
 
 def table(
-    rules: Sequence[Rule], policy: Policy | None = None, reduction: str = "mean", paged: bool = False
+    rules: Sequence[Rule],
+    policy: Policy | None = None,
+    reduction: str = "mean",
+    paged: bool = False,
+    pushes: Sequence[str] = ("",) * 5,
 ) -> TableSpec:
-    """Five tensors of two types in a dozen blocks or two: several for each server, many of them partial."""
+    """Five tensors of two types in a dozen blocks or two: several for each server, many of them partial.
+
+    pushes: the codecs of their gradients.
+    """
     shapes = PAGED if paged else SHAPES
-    tensors = tuple(TensorSpec(f"t{i}", shape, dtype, i % len(rules)) for i, (shape, dtype) in enumerate(shapes))
+    tensors = tuple(
+        TensorSpec(f"t{i}", shape, dtype, i % len(rules), push)
+        for i, ((shape, dtype), push) in enumerate(zip(shapes, pushes, strict=True))
+    )
     return TableSpec(
         tensors,
         rules[0].name,

@@ -9,6 +9,7 @@ import pytest
 from shoal.core.shared import lay_out_shared
 from shoal.optim import LAMB, SGD, AdamW, Rule
 from shoal.placement import owned
+from shoal.vocabulary import TableSpec
 
 from .cluster import BAD_NETWORK, SLOW_NETWORK, Observer, Setting, table, train
 
@@ -18,7 +19,9 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "sgd": (SGD(lr=0.1, momentum=0.9, nesterov=True, clip_norm=1.0), SGD(lr=0.1, momentum=0.5, clip_norm=1.0)),
     "adamw": (AdamW(lr=0.1, weight_decay=0.1, clip_norm=2.0), AdamW(lr=0.1, weight_decay=0.0, clip_norm=2.0)),
     "lamb": (LAMB(lr=0.1, weight_decay=0.1, clip_norm=1.0),),
+    "adamw of packed gradients": (AdamW(lr=0.1, clip_norm=2.0),),
 }
+PUSHES = {"adamw of packed gradients": ("2bit", "", "sign", "int8", "int4")}  # by tensor; "": as it is
 
 LATE = {  # the others' contributions are combined while the last one is awaited
     "2 servers, tcp, the last worker late": Setting(servers=2, scheme="tcp", late_s=0.04),
@@ -51,14 +54,23 @@ PLACES = {
 
 @cache
 def reference(rule: str, paged: bool = False) -> bytes:
-    return train(table(RULES[rule], paged=paged), WORKERS, CLOCKS, Setting())
+    return train(spec(rule, paged), WORKERS, CLOCKS, Setting())
+
+
+def spec(rule: str, paged: bool) -> TableSpec:
+    return table(RULES[rule], paged=paged, pushes=PUSHES.get(rule, ("",) * 5))
 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("rule", RULES)
 def test_place_and_network_do_not_show_in_the_parameters(rule: str, place: str) -> None:
     paged = PLACES[place].scheme == "shm"
-    assert train(table(RULES[rule], paged=paged), WORKERS, CLOCKS, PLACES[place]) == reference(rule, paged)
+    assert train(spec(rule, paged), WORKERS, CLOCKS, PLACES[place]) == reference(rule, paged)
+
+
+def test_what_codecs_lose_shows() -> None:
+    rule = "adamw of packed gradients"
+    assert reference(rule) != train(table(RULES[rule]), WORKERS, CLOCKS, Setting())
 
 
 @pytest.mark.parametrize("place", LATE)

@@ -1,6 +1,7 @@
-"""The table of wire formats: how a block's elements travel, and how they join a sum.
+"""The tables of wire formats: how a block's elements travel, and how they join a sum.
 
-A later codec (int8, top-k) is one more row of CODECS; nothing else knows the formats by name.
+Parameters travel in one of CODECS, element by element; gradients in one of those, or in one of PACKED, which lose
+something. A further codec is one more row; nothing else knows the formats by name.
 """
 
 from __future__ import annotations
@@ -8,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from shoal.codec import arrays, floats, streamed
 from shoal.codec.arrays import Narrow, Widen
+from shoal.codec.packed import PACKED, Packed
 from shoal.errors import ConfigurationError
 from shoal.kernel import Encoded, Floats, read_only
+from shoal.vocabulary import Block, TableSpec, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,13 @@ class Codec:
     infinity: int  # its bits: above all numbers, below NaN
     widen: Widen
     narrow: Narrow
+
+    packed: ClassVar[None] = None
+
+    @property
+    def published(self) -> npt.DTypeLike:
+        """What parameters are narrowed to in a pass."""
+        return self.item
 
     @cached_property
     def first(self) -> Callable[[Floats, Encoded, np.float32], None]:
@@ -85,6 +96,72 @@ CODECS = {
         Codec("float16", np.uint16, 0x7C00, floats.widen_float16, floats.narrow_float16),
     )
 }
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """How a pass is made whose gradient comes in one format and whose parameters leave in another.
+
+    A packed gradient is unpacked first, a piece at a time, and is float32 in the pass.
+    """
+
+    gradient: Codec | Packed
+    parameter: Codec
+
+    @property
+    def item(self) -> npt.DTypeLike:
+        return self.gradient.item
+
+    @property
+    def published(self) -> npt.DTypeLike:
+        return self.parameter.item
+
+    @property
+    def packed(self) -> Packed | None:
+        return self.gradient if isinstance(self.gradient, Packed) else None
+
+    def bytes_of(self, elements: int) -> int:
+        return self.gradient.bytes_of(elements)
+
+    @property
+    def widen(self) -> Widen:
+        return floats.widen_float32 if isinstance(self.gradient, Packed) else self.gradient.widen
+
+    @property
+    def first(self) -> Callable[[Floats, Encoded, np.float32], None]:
+        return self.gradient.first
+
+    @property
+    def add(self) -> Callable[[Floats, Encoded, np.float32], None]:
+        return self.gradient.add
+
+    @property
+    def narrow(self) -> Narrow:
+        return self.parameter.narrow
+
+
+def mixed(gradient: Codec | Packed, parameter: Codec) -> Codec | Mixed:
+    """The format of such a pass."""
+    return parameter if gradient is parameter else Mixed(gradient, parameter)
+
+
+def push_codec(tensor: TensorSpec) -> Codec | Packed:
+    """The codec of a tensor's gradients (ConfigurationError for one that nobody knows)."""
+    return PACKED[tensor.push] if tensor.push in PACKED else codec_for(tensor.push or tensor.dtype)
+
+
+def push_bytes(spec: TableSpec, block: Block) -> int:
+    """Bytes that a gradient's block takes on the wire."""
+    return push_codec(spec.tensors[block.tensor]).bytes_of(block.elements)
+
+
+def packs(spec: TableSpec) -> bool:
+    """Whether some gradient travels otherwise than its parameter does."""
+    return any(tensor.push not in ("", tensor.dtype) for tensor in spec.tensors)
+
+
+FLOAT32 = CODECS["float32"]
+PUSHES = (*CODECS, *PACKED)  # names of all codecs that gradients may travel in
 
 
 def codec_for(dtype: str) -> Codec:

@@ -48,7 +48,8 @@ class Combined:
     def warm(table: Table) -> None:
         """Compile what writes the sums of this table (or load it from disk), so that no step waits for it."""
         total, scratch = np.zeros(1, np.float32), np.zeros(1, np.float32)
-        for codec in set(table.codecs) if table.elements >= LARGE_ELEMENTS else ():
+        plain = {codec for codec in table.pushes if isinstance(codec, Codec)}
+        for codec in plain if table.elements >= LARGE_ELEMENTS else ():
             for count in (1, 2, 3):
                 _write(codec, total, [(np.zeros(1, codec.item), np.float32(0))] * count, scratch)
 
@@ -60,8 +61,10 @@ class Combined:
 
     def add(self, table: Table, position: int, contributions: Contributions, scratch: Floats) -> None:
         """Take in what all contributors that are not in the block's sum yet have for it. scratch: any, in a cache."""
-        codec, total = table.codecs[position], self.sums[position]
-        if contributions and not self.filled[position] and table.elements >= LARGE_ELEMENTS and aligned(total):
+        seed = any(item.contributor.seeds for item in self.contributors)
+        codec, total = (table.codecs if seed else table.pushes)[position], self.sums[position]
+        large = table.elements >= LARGE_ELEMENTS and aligned(total)
+        if contributions and not self.filled[position] and large and isinstance(codec, Codec):
             _write(codec, total, contributions, scratch)
             self.filled[position] = True
         else:

@@ -1,8 +1,9 @@
 """Where a table's blocks lie in memory that workers and servers of one host share.
 
-Everyone computes the same layout, nobody sends it. A worker's gradients lie in one arena of this
-layout, each server's parameters in another, of which only the server's own part is ever touched. A
-worker maps those parts side by side, so a tensor is one run of memory whichever servers hold it.
+Everyone computes the same layout, nobody sends it. Each server's parameters lie in an arena of this
+layout, of which only the server's own part is ever touched. A worker maps those parts side by side, so a tensor is one
+run of memory whichever servers hold it. A worker's gradients lie in an arena of the same layout, unless they are
+packed: then block after block, as tight as they are.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from shoal.arena import PAGE_BYTES, Range
+from shoal.codec.codec import packs, push_bytes
 from shoal.placement import blocks_of_tensor, cut, owned
-from shoal.tables.layout import ALIGNMENT_BYTES
+from shoal.tables.layout import ALIGNMENT_BYTES, lay_out
 from shoal.vocabulary import ITEM_BYTES, TableSpec
 
 
@@ -56,6 +58,16 @@ def lay_out_shared(spec: TableSpec, shards: int) -> Shared | None:
         tensors.append(slice(first, position))
     parts = tuple(Range(start, stop) for start, stop in zip(starts, ends, strict=True))
     return Shared(tuple(blocks), tuple(tensors), parts, _up(position, PAGE_BYTES))
+
+
+@lru_cache(maxsize=16)
+def lay_out_pushed(spec: TableSpec, shards: int) -> Shared | None:
+    """The layout of gradients; None where parameters have none."""
+    parameters = lay_out_shared(spec, shards)
+    if parameters is None or not packs(spec):
+        return parameters
+    blocks, size_bytes = lay_out(push_bytes(spec, block) for block in cut(spec))
+    return Shared(blocks, (), (), _up(size_bytes, PAGE_BYTES))
 
 
 def _up(position: int, step: int) -> int:

@@ -29,10 +29,11 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.arena import reader
+from shoal.codec.codec import FLOAT32
 from shoal.core import machine as k
 from shoal.core.combined import Combined
-from shoal.core.shared import lay_out_shared
-from shoal.core.sums import FLOAT32, Sums
+from shoal.core.shared import lay_out_pushed, lay_out_shared
+from shoal.core.sums import Sums
 from shoal.core.table import Blocks, Table
 from shoal.core.update import MEASURES, Staged, Update, apply_block, apply_run, of_block, weighted
 from shoal.errors import ProtocolError
@@ -100,7 +101,8 @@ class Store:
         """
         match task:
             case k.CreateTable(spec, shard, shards, replicated, absent):
-                self._table = Table.create(spec, shard, shards, lay_out_shared(spec, shards) if self._shared else None)
+                layouts = [lay_out(spec, shards) for lay_out in (lay_out_shared, lay_out_pushed) if self._shared]
+                self._table = Table.create(spec, shard, shards, *layouts)
                 self._combined = None
                 Combined.warm(self._table)
                 self._sums = Sums(self._table, self._shared) if replicated else None
@@ -170,14 +172,11 @@ class Store:
         staging = self._staging.get(contributor)
         if staging is None:
             memory = table.arenas.take()
-            staging = self._staging[contributor] = Staging(memory, table.encoded(memory))
+            staging = self._staging[contributor] = Staging(memory, table.encoded(memory, contributor.seeds))
         staging.awaited.update(blocks)
-        return [
-            memoryview(bytearray(table.bytes_of(block)))
-            if block in staging.delivered
-            else staging.memory[table.slices[table.position[block]]]
-            for block in blocks
-        ]
+        places = table.places(contributor.seeds)
+        wanted = [(block, staging.memory[places[table.position[block]]]) for block in blocks]
+        return [memoryview(bytearray(len(place))) if block in staging.delivered else place for block, place in wanted]
 
     def delivered(self, contributor: Contributor, blocks: Iterable[int]) -> None:
         """All bytes of these blocks are in place; only such blocks are ever applied.
@@ -280,15 +279,19 @@ class Store:
             raise ProtocolError(f"worker {worker} wants to share memory, which this server does not (SHOAL_TRANSPORT)")
         again = os.dup(descriptor)
         try:
-            memory = reader(descriptor, self._table.shared.size_bytes)
+            layout = lay_out_pushed(self._table.spec, self._table.shards)
+            assert layout is not None, "gradients have a layout where parameters have one"
+            memory = reader(descriptor, layout.size_bytes)
         except BaseException:
             os.close(again)
             raise
         self._lent[worker, incarnation] = Lent(memory, self._table.encoded(memory), again)
 
     def attached(self, contributor: Contributor) -> bool:
-        """Whether this contributor's blocks are read where its worker wrote them."""
-        return (contributor.worker, contributor.incarnation) in self._lent
+        """Whether this contributor's blocks are read where its worker wrote them. Where gradients are packed, the
+        seed has no room there."""
+        sent = contributor.seeds and self.table.packs
+        return not sent and (contributor.worker, contributor.incarnation) in self._lent
 
     def arena_of(self, contributor: Contributor) -> int:
         """The descriptor of an attached worker's arena, for replicas on this host."""

@@ -14,37 +14,14 @@ import msgspec
 import numpy as np
 
 from shoal.arena import Arena, reader
-from shoal.codec.codec import CODECS, Codec
+from shoal.codec.codec import FLOAT32, mixed
 from shoal.core.shared import lay_out_shared
 from shoal.core.table import Blocks, Table
 from shoal.kernel import Floats
 from shoal.optim import phases
-from shoal.optim.passes import Format, fused
+from shoal.optim.passes import fused
 from shoal.tables.layout import lay_out
 from shoal.vocabulary import TableSpec
-
-FLOAT32 = CODECS["float32"]
-
-
-@dataclass(frozen=True)
-class Summed:
-    """How a sum travels through a pass: float32 in, the table's wire format out."""
-
-    codec: Codec
-
-    item = FLOAT32.item
-    widen = staticmethod(FLOAT32.widen)
-    first = staticmethod(FLOAT32.first)
-    add = staticmethod(FLOAT32.add)
-
-    @property
-    def narrow(self):  # type: ignore[no-untyped-def]  # numba's
-        return self.codec.narrow
-
-
-def format_of(codec: Codec) -> Format:
-    """The format of a sum whose parameters are published in this codec."""
-    return codec if codec is FLOAT32 else Summed(codec)
 
 
 @dataclass
@@ -123,7 +100,7 @@ class Sums:
         for group, codec in {(table.group(position), codec) for position, codec in enumerate(table.codecs)}:
             rule, halves = table.rules[group], codec is not FLOAT32 and table.arena is not None
             measured = phases.GRADIENT in phases.phases(table.spec)
-            fused(rule, format_of(codec)).warm(rule.constants(1, 0.0), squares=measured, published=halves)
+            fused(rule, mixed(FLOAT32, codec)).warm(rule.constants(1, 0.0), squares=measured, published=halves)
 
 
 def _in_float32(spec: TableSpec) -> TableSpec:

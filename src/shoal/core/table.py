@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.arena import PAGE_BYTES, Arena
-from shoal.codec.codec import Codec, codec_for
+from shoal.codec.codec import Codec, codec_for, mixed, packs, push_codec
+from shoal.codec.packed import Packed
 from shoal.core.shared import Shared
 from shoal.kernel import Encoded, Floats
 from shoal.optim import phases
@@ -46,6 +47,7 @@ class Run:
 class Table:
     """A shard's part of a table: its blocks by position, their numbers, and how they travel.
 
+    codecs, slices: of parameters, and of the seed; pushes, pushed: of gradients.
     generation grows with every change of the parameters. Where memory is shared, arena holds every
     block in wire dtype: the masters themselves where they are float32, elsewhere what is published of them.
     """
@@ -58,6 +60,9 @@ class Table:
     rules: tuple[Rule, ...]  # by parameter group
     codecs: tuple[Codec, ...]  # by position
     slices: tuple[slice, ...]  # by position: where a block's bytes lie in an arena
+    pushes: tuple[Codec | Packed, ...]
+    pushed: tuple[slice, ...]
+    packs: bool  # some gradients travel otherwise than their parameters do
     arenas: Pool
     dense: Dense
     shared: Shared | None = None
@@ -71,11 +76,18 @@ class Table:
     absent: set[int] = field(default_factory=set)  # positions of blocks that another server has yet to give
 
     @classmethod
-    def create(cls, spec: TableSpec, shard: int, shards: int, shared: Shared | None = None) -> Table:
+    def create(
+        cls, spec: TableSpec, shard: int, shards: int, shared: Shared | None = None, gradients: Shared | None = None
+    ) -> Table:
+        """shared, gradients: how parameters and gradients lie in memory that is shared; None: none is."""
         blocks = tuple(cut(spec)[index] for index in owned(spec, shard, shards))
         rules = tuple(rule_for(spec.rule, settings) for settings in spec.groups)
         codecs = tuple(codec_for(spec.tensors[block.tensor].dtype) for block in blocks)
         slices, arena_bytes = lay_out(codec.bytes_of(b.elements) for codec, b in zip(codecs, blocks, strict=True))
+        pushes = tuple(push_codec(spec.tensors[block.tensor]) for block in blocks)
+        pushed, pushed_bytes = lay_out(codec.bytes_of(b.elements) for codec, b in zip(pushes, blocks, strict=True))
+        if gradients is not None:
+            pushed, pushed_bytes = tuple(gradients.blocks[block.index] for block in blocks), gradients.size_bytes
         arena, given = None, {}
         if shared is not None:
             # The same layout everywhere, so that a block is found alike in anyone's memory.
@@ -105,7 +117,10 @@ class Table:
             rules=rules,
             codecs=codecs,
             slices=slices,
-            arenas=Pool(arena_bytes),
+            pushes=pushes,
+            pushed=pushed,
+            packs=packs(spec),
+            arenas=Pool(max(arena_bytes, pushed_bytes)),
             dense=Dense([block.elements for block in blocks], states, given, places),
             shared=shared,
             arena=arena,
@@ -116,7 +131,7 @@ class Table:
         )
         if table.stamp is not None:
             table.stamp[0] = 2  # 0 is said of parameters that do not lie there
-        if places is not None:
+        if places is not None and not table.packs:
             table.runs = tuple(table.run_together(shared.parts[shard].start if shared else 0))
         table.warm()
         return table
@@ -152,14 +167,14 @@ class Table:
 
     def warm(self) -> None:
         """Compile every kernel this table will use (or load it from disk) before the first step."""
-        for codec in set(self.codecs):
-            codec.warm()
-        kinds = {(self.group(position), codec) for position, codec in enumerate(self.codecs)}
-        for group, codec in kinds:
+        for known in {*self.codecs, *self.pushes}:
+            known.warm()
+        pairs = enumerate(zip(self.pushes, self.codecs, strict=True))
+        for group, push, codec in {(self.group(position), *pair) for position, pair in pairs}:
             rule = self.rules[group]
             measured = phases.GRADIENT in phases.phases(self.spec)
             halves = codec.item is not np.float32 and self.arena is not None
-            fused(rule, codec).warm(rule.constants(1, 0.0), squares=measured, published=halves)
+            fused(rule, mixed(push, codec)).warm(rule.constants(1, 0.0), squares=measured, published=halves)
 
     def publish(self) -> None:
         """Encode the parameters into the arena, where they were changed without a pass that did."""
@@ -170,13 +185,15 @@ class Table:
     def group(self, position: int) -> int:
         return self.spec.tensors[self.blocks[position].tensor].group
 
-    def bytes_of(self, block: int) -> int:
-        piece = self.slices[self.position[block]]
-        return int(piece.stop - piece.start)
+    def places(self, seed: bool) -> tuple[slice, ...]:
+        """By position, where a block of a contribution lies; seed: of initial parameters, which lose nothing."""
+        return self.slices if seed else self.pushed
 
-    def encoded(self, memory: memoryview) -> Blocks:
-        """All blocks in someone's memory, by position, as their codecs' kernels take them. No copy."""
-        return [np.frombuffer(memory[piece], codec.item) for piece, codec in zip(self.slices, self.codecs, strict=True)]
+    def encoded(self, memory: memoryview, seed: bool = False) -> Blocks:
+        """All blocks of a contribution, by position, as their codecs' kernels take them. No copy."""
+        codecs = self.codecs if seed else self.pushes
+        pairs = zip(self.places(seed), codecs, strict=True)
+        return [np.frombuffer(memory[piece], codec.item) for piece, codec in pairs]
 
     def of_block(self, index: int) -> list[npt.NDArray[Any]]:
         """A block's parameters, its states and its step count: views."""

@@ -8,9 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
+from shoal.codec.codec import FLOAT32, mixed
 from shoal.core import machine as k
 from shoal.core.combined import Combined
-from shoal.core.sums import format_of
 from shoal.core.table import Blocks, Run, Table
 from shoal.kernel import Encoded, Floats
 from shoal.optim import phases
@@ -90,8 +90,9 @@ class Update:
 
     def passes(self, position: int) -> Passes:
         """The loops of the block's rule and wire format."""
-        codec = self.table.codecs[position]
-        return fused(self.table.rules[self.table.group(position)], format_of(codec) if self.summed else codec)
+        table = self.table
+        gradient = FLOAT32 if self.summed else table.pushes[position]
+        return fused(table.rules[table.group(position)], mixed(gradient, table.codecs[position]))
 
     def constants(self, position: int) -> Constants:
         """The rule's constants for the block's next step."""
@@ -168,7 +169,8 @@ def floats_of(staged: Staged) -> Floats:
 def gradient_partial(update: Update, position: int, scratch: Floats) -> tuple[float, ...]:
     """(sum of g**2,), or nothing for a block without a gradient."""
     before, contributions = update.contributed(position)
-    return (update.passes(position).squares(contributions, scratch, before),) if contributions else ()
+    elements = update.table.blocks[position].elements
+    return (update.passes(position).squares(contributions, scratch, before, elements),) if contributions else ()
 
 
 def trust_partial(update: Update, position: int, scratch: Floats) -> tuple[float, ...]:

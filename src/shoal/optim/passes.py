@@ -24,12 +24,27 @@ Contributions = Sequence[tuple[Encoded, np.float32]]  # what each contributor se
 FORMS = (loops.one, loops.two, loops.more)
 
 
+class Packing(Protocol):
+    """A format that is decoded a piece at a time; codec.Packed has it. offset: where an element is encoded."""
+
+    def offset(self, start: int) -> int: ...
+    @property
+    def first(self) -> Callable[[Floats, Encoded, np.float32], None]: ...
+    @property
+    def add(self) -> Callable[[Floats, Encoded, np.float32], None]: ...
+
+
 class Format(Protocol):
     """What a pass needs of a wire format; codec.Codec has it."""
 
     def __hash__(self) -> int: ...
     @property
     def item(self) -> Any: ...
+    @property
+    def published(self) -> Any: ...
+    @property
+    def packed(self) -> Packing | None: ...
+    def bytes_of(self, elements: int) -> int: ...
     @property
     def widen(self) -> Callable[[Any], Any]: ...
     @property
@@ -68,17 +83,19 @@ class Passes:
         before: Floats | None = None,
     ) -> None:
         """Update parameters and states in place; published takes the new parameters in wire format."""
-        loop = self._updates[_form(contributions, before)]
-        for piece, sources, weights in self._pieces(contributions, scratch, before):
+        loop = self._updates[self._form(contributions, before)]
+        for piece, sources, weights in self._pieces(contributions, scratch, before, parameters.size):
             arrays = tuple(state[piece] for state in states)
             target = None if published is None else published[piece]
             loop(parameters[piece], arrays, constants, sources, weights, np.float32(factor), target)
 
-    def squares(self, contributions: Contributions, scratch: Floats, before: Floats | None = None) -> float:
-        """The sum of squares of the combined gradient, in float64."""
+    def squares(
+        self, contributions: Contributions, scratch: Floats, before: Floats | None = None, elements: int = 0
+    ) -> float:
+        """The sum of squares of the combined gradient, in float64. elements: of the block, where it is packed."""
         sums = np.zeros(LANES)
-        loop = self._squares[_form(contributions, before)]
-        for _, sources, weights in self._pieces(contributions, scratch, before):
+        loop = self._squares[self._form(contributions, before)]
+        for _, sources, weights in self._pieces(contributions, scratch, before, elements or contributions[0][0].size):
             loop(sums, sources, weights)
         return math.fsum(sums.tolist())
 
@@ -94,8 +111,8 @@ class Passes:
     ) -> tuple[float, float]:
         """(sum of p**2, sum of u**2) in float64 before the update, u the rule's direction; changes nothing."""
         of_parameters, of_updates = np.zeros(LANES), np.zeros(LANES)
-        loop = self._trusts[_form(contributions, before)]
-        for piece, sources, weights in self._pieces(contributions, scratch, before):
+        loop = self._trusts[self._form(contributions, before)]
+        for piece, sources, weights in self._pieces(contributions, scratch, before, parameters.size):
             arrays = tuple(state[piece] for state in states)
             loop(of_parameters, of_updates, parameters[piece], arrays, constants, sources, weights, np.float32(factor))
         return math.fsum(of_parameters.tolist()), math.fsum(of_updates.tolist())
@@ -107,29 +124,33 @@ class Passes:
         published: whether update will be given memory to publish in.
         """
         parameters, scratch, factor = np.zeros(1, np.float32), np.zeros(LANES, np.float32), np.float32(1)
-        states, encoded = [np.zeros(1, np.float32) for _ in range(self.states)], np.zeros(1, self.codec.item)
-        target = np.zeros(1, self.codec.item) if published else None
+        states = [np.zeros(1, np.float32) for _ in range(self.states)]
+        encoded = np.zeros(self.codec.bytes_of(1), np.uint8).view(self.codec.item)
+        target = np.zeros(1, self.codec.published) if published else None
         for count in range(1, len(FORMS) + 1):
             contributions = [(encoded, np.float32(0))] * count
             if squares:
-                self.squares(contributions, scratch)
+                self.squares(contributions, scratch, elements=1)
             if self.direction is not None:
                 self.trust(parameters, states, constants, contributions, factor, scratch)
             self.update(parameters, states, constants, contributions, factor, scratch, target)
 
     def _pieces(
-        self, contributions: Contributions, scratch: Floats, before: Floats | None
+        self, contributions: Contributions, scratch: Floats, before: Floats | None, elements: int
     ) -> Iterator[tuple[slice, Sources, Weights]]:
         """Where each piece of the block lies, and the sources and weights that its form of loop takes."""
         arrays = tuple(read_only(encoded) for encoded, _ in contributions)
         weights = tuple(np.float32(weight) for _, weight in contributions)
+        packed = self.codec.packed
+        if packed is not None:
+            yield from _unpacked(packed, arrays, weights, scratch, before, elements)
+            return
         if before is not None and len(arrays) == 1:
             yield slice(None), (before, *arrays), weights
             return
-        if _form(contributions, before) < FORMS.index(loops.more):
+        if self._form(contributions, before) < FORMS.index(loops.more):
             yield slice(None), arrays, weights
             return
-        elements = arrays[0].size
         for start in range(0, elements, scratch.size):
             piece = slice(start, min(start + scratch.size, elements))
             total = scratch[: piece.stop - start]
@@ -141,6 +162,13 @@ class Passes:
                 combine(total, array[piece], weight)
                 combine = self.codec.add
             yield piece, (total, arrays[-1][piece]), weights[-1:]
+
+    def _form(self, contributions: Contributions, before: Floats | None) -> int:
+        """Which of FORMS combines so many. What is packed is summed up before its loop: as if it were one."""
+        assert contributions, "a block that nobody contributed to has no gradient, and is not passed over"
+        if self.codec.packed is not None:
+            return FORMS.index(loops.one)
+        return len(FORMS) - 1 if before is not None else min(len(contributions), len(FORMS)) - 1
 
     # Compiled when first called.
 
@@ -171,7 +199,22 @@ def _fused(formula: Formula, direction: Direction | None, states: int, codec: Fo
     return Passes(formula, direction, states, codec)
 
 
-def _form(contributions: Contributions, before: Floats | None) -> int:
-    """Which of FORMS combines so many."""
-    assert contributions, "a block that nobody contributed to has no gradient, and is not passed over"
-    return len(FORMS) - 1 if before is not None else min(len(contributions), len(FORMS)) - 1
+def _unpacked(
+    packed: Packing,
+    arrays: tuple[Encoded, ...],
+    weights: Weights,
+    scratch: Floats,
+    before: Floats | None,
+    elements: int,
+) -> Iterator[tuple[slice, Sources, Weights]]:
+    """The same for packed contributions: their sum, a piece at a time, in the core's cache. scratch: whole buckets."""
+    for start in range(0, elements, scratch.size):
+        stop = min(start + scratch.size, elements)
+        total, combine = scratch[: stop - start], packed.first
+        if before is not None:
+            total[:] = before[start:stop]
+            combine = packed.add
+        for array, weight in zip(arrays, weights, strict=True):
+            combine(total, array[packed.offset(start) : packed.offset(stop)], weight)
+            combine = packed.add
+        yield slice(start, stop), (total,), (np.float32(1),)

@@ -1,7 +1,7 @@
 """A worker's side of the memory that it shares with the servers on its host.
 
 Its gradients lie in an arena of its own, where servers read them; the servers' parameters are mapped
-side by side into one region, where the worker reads them. Both have one layout (core/shared.py).
+side by side into one region, where the worker reads them. Both have layouts that all compute (core/shared.py).
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ class SharedMemory:
     fresh: what the worker computes on does not move.
     """
 
-    def __init__(self, layout: Shared) -> None:
+    def __init__(self, layout: Shared, gradients: Shared) -> None:
+        """layout: of parameters. gradients: of those; where it is another one they are packed, see encoder.py."""
         self._layout = layout
-        self.arena = Arena("shoal-gradients", layout.size_bytes)
+        self.arena = Arena("shoal-gradients", gradients.size_bytes)
         self.arena.touch(Range(0, self.arena.size_bytes))
         self.region = Region(layout.size_bytes)
-        self._gradients = [np.frombuffer(self.arena.memory[piece], np.uint8) for piece in layout.tensors]
+        self._gradients = [np.frombuffer(self.arena.memory[piece], np.uint8) for piece in gradients.tensors]
         self._stamps: dict[int, npt.NDArray[np.int64]] = {}  # by shard: (1,)
         self._servers: dict[int, int] = {}  # by shard: whose memory is, or will be, looked at
         self._next: dict[int, int] = {}  # by shard: the descriptor of that memory, until it is

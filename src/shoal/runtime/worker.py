@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 
 from shoal import errors
+from shoal.codec.codec import packs
 from shoal.config import Job
 from shoal.core import machine as k
 from shoal.core import session as s
-from shoal.core.shared import lay_out_shared
+from shoal.core.shared import lay_out_pushed, lay_out_shared
 from shoal.errors import ShoalError
 from shoal.placement import blocks_of_tensor
+from shoal.runtime.encoder import Encoder
 from shoal.runtime.loop_thread import LoopThread
 from shoal.runtime.shared import Bytes, SharedMemory
 from shoal.runtime.worker_node import WorkerNode
@@ -117,10 +119,14 @@ class Worker:
             )
         self._spec = spec
         near = self._node.near()
-        layout = lay_out_shared(spec, len(self._node.session.servers)) if near else None
-        if layout is not None:
-            self._node.shared = SharedMemory(layout)
-            self._all_near = len(near) == len(self._node.session.servers)
+        shards = len(self._node.session.servers)
+        layout, gradients = (lay_out(spec, shards) if near else None for lay_out in (lay_out_shared, lay_out_pushed))
+        if layout is not None and gradients is not None:
+            self._node.shared = SharedMemory(layout, gradients)
+            self._all_near = len(near) == shards
+        if packs(spec):
+            shared = self._node.shared
+            self._node.encoder = Encoder(spec, shards, None if shared is None else shared.arena.memory)
         answer = self._ask(s.Declare(spec, near if layout is not None else ()))
         assert isinstance(answer, k.Seeding)
         return answer.seed
@@ -156,8 +162,8 @@ class Worker:
         It must not be written between push() and the end of step().
         """
         self.finish_step()  # the servers may still read the last one
-        shared = self._node.shared
-        return None if shared is None or self._node.failure is not None else shared.gradient(tensor)
+        shared, own = self._node.shared, self._node.encoder is not None or self._node.failure is not None
+        return None if shared is None or own else shared.gradient(tensor)
 
     def gradient_arena(self) -> Bytes | None:
         """All of that memory, every tensor's and what lies between them: (bytes,) uint8. None: there is none."""
@@ -184,8 +190,11 @@ class Worker:
     def push(self, tensor: int, gradient: Bytes) -> None:
         """Send a gradient (its bytes, row-major), which must not change until step() returns. From any thread."""
         self.finish_step()
-        if self._node.shared is not None and self._node.failure is None:
-            gradient = self._node.shared.take_in(tensor, gradient)
+        encoder, shared = self._node.encoder, self._node.shared
+        if encoder is not None and self._node.failure is None:
+            encoder.encode(tensor, gradient, self.rank, self.clock)
+        if shared is not None and self._node.failure is None:
+            gradient = gradient if encoder is not None else shared.take_in(tensor, gradient)
             if self._all_near:
                 self._written.append(tensor)  # it is where it must be; the servers are told at the end of the step
                 return
@@ -195,7 +204,14 @@ class Worker:
         """Forget what was pushed for this clock; push everything again."""
         self.finish_step()
         self._written.clear()
+        if self._node.encoder is not None:
+            self._node.encoder.restart()
         self._post(self._node.event, s.Restart())
+
+    def rescale(self, multiplier: float) -> bool:
+        """Say what this step's gradients will be multiplied by; True: push all of them again, after a restart()."""
+        self.finish_step()
+        return self._node.encoder is not None and self._node.encoder.rescale(multiplier)
 
     def step(
         self, rates: Sequence[float], multiplier: float = 1.0, void: bool = False, samples: int | None = None
@@ -267,6 +283,8 @@ class Worker:
                 return None
             self._node.progress.end()
             assert isinstance(fresh, k.Fresh)
+            if self._node.encoder is not None:
+                self._node.encoder.end(fresh.committed)
             if self._ahead is not None:
                 (dataset, lease), self._ahead = self._ahead, None
                 answer = self._ask(s.Take(dataset, lease.epoch))

@@ -18,6 +18,7 @@ from shoal.core import machine as k
 from shoal.core import session as s
 from shoal.errors import ProtocolError, ShoalError
 from shoal.placement import blocks_of_tensor, cut
+from shoal.runtime.encoder import Encoder
 from shoal.runtime.node import Node
 from shoal.runtime.progress import Progress
 from shoal.runtime.shared import Bytes, SharedMemory, same_memory
@@ -41,6 +42,7 @@ class WorkerNode(Node):
         self.initial: Sequence[Bytes] = ()  # by tensor: what the model begins with
         self.gradients: dict[int, Bytes] = {}  # tensor -> bytes, for the clock under way
         self.shared: SharedMemory | None = None  # with the servers on this host
+        self.encoder: Encoder | None = None  # of a table that packs gradients
         self._in_place: list[bool] = []  # by tensor: what is bound is the servers' own memory
         self.progress = Progress()
 
@@ -92,7 +94,8 @@ class WorkerNode(Node):
         assert self.session.spec is not None
         self.answer = answer or self.answer
         for tensor, array in enumerate(self.initial):
-            self.gradients[tensor] = array if self.shared is None else self.shared.take_in(tensor, array)
+            near = self.shared if self.encoder is None else None  # there is no room for it where gradients are packed
+            self.gradients[tensor] = array if near is None else near.take_in(tensor, array)
         self.event(s.Push(tuple(range(len(cut(self.session.spec))))))
         self.event(s.Finish(samples=1, leases=(), rates=()))
 
@@ -117,8 +120,10 @@ class WorkerNode(Node):
         self, to: str, message: m.Message, payload: Sequence[Buffer] = (), files: Sequence[int] = ()
     ) -> None:
         match message:
-            case m.Stage(blocks=blocks) if self.shared is None or not self.shared.attached(node_number(to)):
+            case m.Stage(contributor=who, blocks=blocks) if who.seeds and self.encoder is not None:
                 payload = [self._slice(self.gradients, block) for block in blocks]
+            case m.Stage(blocks=blocks) if self.shared is None or not self.shared.attached(node_number(to)):
+                payload = [self._pushed(block) for block in blocks]
             case m.Attach() if self.shared is not None:
                 files = (self.shared.arena.descriptor,)
         super().send(to, message, payload, files)
@@ -238,6 +243,10 @@ class WorkerNode(Node):
             return message
         # Torn: a stamp that is odd, or has grown.
         return m.Moved(message.server, message.worker, message.incarnation, message.version, message.version + 1)
+
+    def _pushed(self, block: int) -> memoryview:
+        """The bytes of one block of the gradients."""
+        return self._slice(self.gradients, block) if self.encoder is None else self.encoder.block(block)
 
     def _slice(self, arrays: Sequence[Bytes] | Mapping[int, Bytes], block: int) -> memoryview:
         """The bytes of one block in its tensor's array."""

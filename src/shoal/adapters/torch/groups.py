@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal.adapters.torch.tensors import WIRE_DTYPES
+from shoal.codec.codec import PUSHES
 from shoal.errors import ConfigurationError
 from shoal.optim import Rule
 from shoal.optim.registry import RULES
@@ -25,15 +26,17 @@ Parameters = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Itera
 
 @dataclass(frozen=True)
 class Named:
-    """One parameter, the name it goes by, and the index of its group."""
+    """One parameter, the name it goes by, the index of its group, and the codec of its gradients ("": none)."""
 
     name: str
     parameter: Tensor
     group: int
+    push: str = ""
 
     @property
     def spec(self) -> TensorSpec:
-        return TensorSpec(self.name, tuple(self.parameter.shape), WIRE_DTYPES[self.parameter.dtype], self.group)
+        dtype = WIRE_DTYPES[self.parameter.dtype]
+        return TensorSpec(self.name, tuple(self.parameter.shape), dtype, self.group, self.push)
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,13 @@ def settings_of(rule: Rule) -> dict[str, Any]:
     return {item.name: getattr(rule, item.name) for item in fields(rule) if item.name != "clip_norm"}
 
 
-def groups_of(params: Parameters, rule: Rule) -> tuple[Group, ...]:
+def groups_of(params: Parameters, rule: Rule, push: str = "") -> tuple[Group, ...]:
     """The parameter groups in order, each parameter once, with unique names.
 
+    push: the codec of gradients where a group has no "push" of its own.
+
     Raises ConfigurationError for no parameters at all, a parameter in two groups, a setting that the
-    rule does not know or a value that it does not take.
+    rule does not know or a value that it does not take, and a codec that nobody knows.
     """
     _check_rule(rule)
     if isinstance(params, Tensor):
@@ -63,7 +68,7 @@ def groups_of(params: Parameters, rule: Rule) -> tuple[Group, ...]:
         raise ConfigurationError("ps.optimizer(...) got no parameters: the iterable is empty (a generator used up?)")
     if not isinstance(entries[0], dict):
         entries = [{"params": params if isinstance(params, nn.Module) else entries}]
-    listed = [_members(index, entry) for index, entry in enumerate(entries)]
+    listed = [_members(index, entry, push) for index, entry in enumerate(entries)]
     _refuse_shared(listed)
     names = Counter(item.name for group in listed for item in group)
     return tuple(
@@ -100,9 +105,12 @@ def _check_rule(rule: object) -> None:
     )
 
 
-def _members(index: int, entry: Any) -> tuple[Named, ...]:
+def _members(index: int, entry: Any, push: str) -> tuple[Named, ...]:
     if not isinstance(entry, dict) or "params" not in entry:
         raise ConfigurationError(f"parameter group {index} is not a dict with 'params': {type(entry).__name__}")
+    push = entry.get("push", push)
+    if push not in ("", *PUSHES):
+        raise ConfigurationError(f"parameter group {index}: push={push!r} is no codec; known: {', '.join(PUSHES)}")
     given = entry["params"]
     if isinstance(given, nn.Module):
         items: list[Any] = list(given.named_parameters())
@@ -113,7 +121,7 @@ def _members(index: int, entry: Any) -> tuple[Named, ...]:
         name, parameter = item if isinstance(item, tuple) else (f"group{index}.{position}", item)
         if not isinstance(parameter, Tensor):
             raise ConfigurationError(f"parameter group {index} holds a {type(parameter).__name__}, not a tensor")
-        members.setdefault(id(parameter), Named(name, parameter, index))
+        members.setdefault(id(parameter), Named(name, parameter, index, push))
     return tuple(members.values())
 
 
@@ -129,11 +137,11 @@ def _refuse_shared(groups: list[tuple[Named, ...]]) -> None:
 
 
 def _qualified(item: Named) -> Named:
-    return Named(f"group{item.group}.{item.name}", item.parameter, item.group)
+    return replace(item, name=f"group{item.group}.{item.name}")
 
 
 def _group_rule(index: int, entry: dict[str, Any], rule: Rule) -> Rule:
-    own = {name: value for name, value in entry.items() if name != "params"}
+    own = {name: value for name, value in entry.items() if name not in ("params", "push")}
     known = settings_of(rule)
     for name, value in own.items():
         if name not in known:

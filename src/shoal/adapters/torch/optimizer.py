@@ -45,6 +45,7 @@ def optimizer(
     reduction: Reduction = "mean",
     nonfinite: NonFinite = "refuse",
     overlap: bool = False,
+    push: str = "",
 ) -> Optimizer:
     """Declare the table of these parameters, wait for their initial values, and return its optimizer.
 
@@ -63,12 +64,17 @@ def optimizer(
         its own before its forward. Needs the Module itself as params, and Sync(): only there do parameters
         stay the same until this worker's next contribution. Before you use parameters in any other way than
         by calling the module or its state_dict(), call wait().
+    push: the codec in which gradients travel: "bfloat16", "float16", "int8", "int4" and "e3m0" (4 bits), "2bit", or
+        "sign" (1 bit); by default they are as wide as their parameters. A parameter group may set its own. What the
+        last two lose is added to the next gradient (error feedback, see docs/codecs.md).
 
     All parameters hold the same initial values on every worker afterwards: those of one of them.
     Raises ConfigurationError for what a table cannot hold, RefusedError if another worker's table
     differs, DeadlineError or StartupError if the job does not form.
     """
-    return Optimizer(worker, params, rule, sync=sync, reduction=reduction, nonfinite=nonfinite, overlap=overlap)
+    return Optimizer(
+        worker, params, rule, sync=sync, reduction=reduction, nonfinite=nonfinite, overlap=overlap, push=push
+    )
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -86,6 +92,7 @@ class Optimizer(torch.optim.Optimizer):
         reduction: Reduction,
         nonfinite: NonFinite,
         overlap: bool,
+        push: str = "",
     ) -> None:
         policy = checked(sync)
         if nonfinite not in get_args(NonFinite):
@@ -97,7 +104,7 @@ class Optimizer(torch.optim.Optimizer):
                 "overlap=True needs the module itself, as in ps.optimizer(model, ..., overlap=True), and "
                 "sync=shoal.Sync() without a quorum"
             )
-        self._groups = groups_of(params, rule)
+        self._groups = groups_of(params, rule, push)
         self._members = trainable(self._groups)
         self._frozen = [item for group in self._groups for item in group.members if not item.parameter.requires_grad]
         self._declared = False
@@ -201,14 +208,15 @@ class Optimizer(torch.optim.Optimizer):
         scale, overflow = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         unscaled = overflow is not None and scale is None  # scaler.unscale_ came before
         void = overflow is not None and float(overflow) > 0
+        multiplier = 1.0 if scale is None else 1.0 / float(scale)
+        rescaled = not void and self._worker.rescale(multiplier)
         if void:
             self._outbox.drop()
         else:
-            self._outbox.complete(unscaled)
+            self._outbox.complete(unscaled or rescaled)
             void = self._judge()
             self._outbox.plan(unscaled)
         rates = [float(group["lr"]) for group in self.param_groups]
-        multiplier = 1.0 if scale is None else 1.0 / float(scale)
         if self._overlap is not None:
             self._chance.remember(self.clock + 1)  # the forward that comes before the step's end draws from it
             self._overlap.begin(rates, multiplier, void, samples)
