@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from shoal.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from shoal.adapters.local_steps import LocalSteps as LocalSteps
     from shoal.client import ParameterServer as ParameterServer
     from shoal.client import connect as connect
     from shoal.errors import ShoalError as ShoalError
@@ -20,15 +21,17 @@ if TYPE_CHECKING:
     from shoal.optim import Adam as Adam
     from shoal.optim import AdamW as AdamW
     from shoal.optim import Lion as Lion
+    from shoal.optim import Nesterov as Nesterov
     from shoal.optim import RMSprop as RMSprop
     from shoal.policy import Async as Async
     from shoal.policy import Bounded as Bounded
     from shoal.policy import Sync as Sync
 
 _HOMES = {
+    "shoal.adapters.local_steps": ("LocalSteps",),
     "shoal.client": ("ParameterServer", "connect"),
     "shoal.errors": ("ShoalError",),
-    "shoal.optim": ("LAMB", "SGD", "Adagrad", "Adam", "AdamW", "Lion", "RMSprop"),
+    "shoal.optim": ("LAMB", "SGD", "Adagrad", "Adam", "AdamW", "Lion", "Nesterov", "RMSprop"),
     "shoal.policy": ("Async", "Bounded", "Sync"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -9,8 +9,9 @@ from __future__ import annotations
 import atexit
 import os
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
+from shoal.adapters.local_steps import LocalSteps
 from shoal.config import Job, Limits
 from shoal.errors import ConfigurationError
 from shoal.policy import Policy, Sync
@@ -20,7 +21,7 @@ from shoal.runtime.worker import Worker
 from shoal.storage.place import absolute
 
 if TYPE_CHECKING:
-    from shoal.adapters.torch import Loader, Optimizer
+    from shoal.adapters.torch import Loader, LocalOptimizer, Optimizer
     from shoal.optim import Rule
 
 
@@ -67,10 +68,28 @@ class ParameterServer:
         """How many workers the job was started with."""
         return self.worker.workers
 
-    def optimizer(self, params: Any, rule: Rule, sync: Policy | None = None, **options: Any) -> Optimizer:
-        """A torch.optim.Optimizer whose step happens on the servers; see shoal.adapters.torch."""
+    @overload
+    def optimizer(self, params: Any, *, sync: LocalSteps, push: str = "") -> LocalOptimizer: ...
+    @overload
+    def optimizer(self, params: Any, rule: Rule, sync: Policy | None = None, **options: Any) -> Optimizer: ...
+    def optimizer(
+        self, params: Any, rule: Rule | None = None, sync: Policy | LocalSteps | None = None, **options: Any
+    ) -> Optimizer | LocalOptimizer:
+        """A torch.optim.Optimizer whose step happens on the servers; see shoal.adapters.torch.
+
+        With sync=LocalSteps(every=..., inner=...) most steps are the worker's own, and there is no rule beside it.
+        """
         from shoal.adapters import torch
 
+        if isinstance(sync, LocalSteps):
+            if rule is not None:
+                raise ConfigurationError(
+                    "LocalSteps has its rules in itself, inner= and outer=: leave out the rule, as in "
+                    "ps.optimizer(model, sync=shoal.LocalSteps(every=50, inner=torch.optim.AdamW(...)))"
+                )
+            return torch.LocalOptimizer(self.worker, params, sync, **options)
+        if rule is None:
+            raise ConfigurationError("ps.optimizer(...) needs a rule, such as shoal.AdamW(lr=3e-4), after the model")
         return torch.optimizer(self.worker, params, rule, sync=Sync() if sync is None else sync, **options)
 
     def loader(self, dataset: Any, batch_size: int, **options: Any) -> Loader:

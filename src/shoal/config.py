@@ -108,3 +108,4 @@ class Job:
     threads: int = 1  # of each server, for the update
     tls: Tls | None = None  # None: bytes cross the network as they are
     replicas: int = 1  # of each shard
+    registry: str = ""  # its URL, where one says who leads; "": whoever the launcher started

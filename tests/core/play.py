@@ -166,7 +166,7 @@ class Play:
     def _perform(self, node: str, effects: Sequence[k.Effect]) -> None:
         for effect in effects:
             match effect:
-                case k.Send(message=m.Heartbeat()):
+                case k.Keep() | k.Send(message=m.Heartbeat()):
                     pass
                 case k.Send(to, message):
                     self.flight.append((node, to, message))

@@ -85,6 +85,23 @@ def test_a_worker_that_is_killed_in_training_comes_back_and_the_job_finishes(tra
     assert "weight 1.000" in watcher.of("worker 0")
 
 
+@pytest.mark.slow
+def test_a_worker_that_hangs_for_good_is_replaced(training: str) -> None:
+    def stop(status: Status) -> bool:
+        found = [member for member in status.members if member.name == "worker/1" and member.version > 5]
+        for member in found:
+            os.kill(member.pid, signal.SIGSTOP)
+        return bool(found)
+
+    watcher = Watcher(stop)
+    limits = Limits(lease_ms=3000, tick_ms=50, heartbeat_ms=500)
+    status = launch((training, "", "600"), 2, 1, on_line=watcher.line, on_status=watcher.status, limits=limits)
+    assert status == 0, watcher.lines
+    said = watcher.of("shoal")
+    assert any(re.search(r"worker 1 .* was declared dead and did not end: it is killed", text) for text in said), said
+    assert any("started again" in text for text in said)
+
+
 def test_a_worker_that_ends_before_the_job_begins_is_missed_at_once(training: str) -> None:
     """It ends with 0, so nobody starts it again: the other one would wait in vain."""
     path = Path(training)

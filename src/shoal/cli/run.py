@@ -27,6 +27,14 @@ def run(
     workers: Annotated[int, typer.Option(help="Processes that run the script.")] = 2,
     servers: Annotated[int, typer.Option(help="Processes that hold the parameters.")] = 1,
     replicas: Replicas = 1,
+    registry: Annotated[
+        str,
+        typer.Option(
+            envvar="SHOAL_REGISTRY", show_envvar=False, metavar="URL", show_default=False,
+            help="Let a registry say which coordinator leads: file:///DIRECTORY, etcd://HOST,... or etcds://...",
+        ),
+    ] = "",
+    standbys: Annotated[int, typer.Option(help="Coordinators that stand by, with --registry.")] = 1,
     module: Annotated[bool, typer.Option("-m", help="SCRIPT is a module, as in python -m.")] = False,
     max_restarts: Annotated[int, typer.Option(help="How often killed workers are started again, in all.")] = 3,
     resume: Annotated[
@@ -56,6 +64,8 @@ def run(
 
     With --fleet the servers run on the machines of a fleet, whose token is read from SHOAL_FLEET_TOKEN.
 
+    With --registry a coordinator that stands by takes over from one that dies, hangs or is cut off (docs/registry.md).
+
     Ends with the script's exit status, 128 + n for a signal n, 2 for an error of Shoal's own.
     """
     from shoal.launch.local import launch
@@ -75,6 +85,8 @@ def run(
         port=port,
         max_restarts=max_restarts,
         replicas=replicas,
+        registry=registry,
+        standbys=standbys,
         resume=resume,
         env=environment,
     )

@@ -75,6 +75,7 @@ def add(
         "SHOAL_JOB": record.job,
         "SHOAL_TOKEN": record.token,
         "SHOAL_COORDINATOR": record.address,
+        "SHOAL_REGISTRY": record.registry,
         "SHOAL_SERVER_INDEX": str(number),
         "SHOAL_REPLICAS": "2",  # it may be one of several
     }

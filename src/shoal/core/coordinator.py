@@ -62,6 +62,9 @@ class Coordinator:
     recovery: Recovery = field(init=False)
     started_at: int | None = None
     waiting: str = ""  # what the job waits for, in words
+    leads_until: int | None = None  # by this node's clock, as a registry has it; None: for as long as it lives
+    deposed: bool = False  # another one leads, or may: this one is over, the job is not
+    kept_view: int = 0  # of the placement, last given to the registry
 
     def __post_init__(self) -> None:
         self.membership = Membership(self.job.limits)
@@ -95,15 +98,32 @@ class Coordinator:
     def policy(self) -> Policy | None:
         return self.formation.policy
 
+    @property
+    def over(self) -> bool:
+        """The job is over, and not only this coordinator: it was stopped, or everybody has left."""
+        left = self.phase == RUNNING and not self.membership.members and self.membership.parted
+        return left or (self.phase == STOPPED and not self.deposed)
+
     def step(self, event: object, now: int) -> list[k.Effect]:
         """Take one event; return what is to be done about it."""
         if self.started_at is None:
             self.started_at = now
         if self.phase == STOPPED:
             return []
+        if self.leads_until is not None and now >= self.leads_until:
+            # First of all: who was stopped or cut off for that long must do nothing more.
+            return self._deposed(f"the registry has not renewed its lease for {now - self.leads_until} ms too long")
+        return self._take(event, now) + self._keep()
+
+    def _take(self, event: object, now: int) -> list[k.Effect]:
         match event:
             case k.Received(source=source, message=message):
                 return self._received(source, message, now)
+            case k.Leads(until):
+                self.leads_until = max(until, self.leads_until or 0)
+                return []
+            case k.Deposed(reason):
+                return self._deposed(reason)
             case k.Tick():
                 return self._tick(now)
             case k.Lost(peer):
@@ -116,6 +136,18 @@ class Coordinator:
                 return self.savings.recorded(version, error)
             case _:
                 return []
+
+    def _deposed(self, reason: str) -> list[k.Effect]:
+        """Say nothing more to anyone: the job goes on under another coordinator."""
+        self.phase, self.waiting, self.deposed = STOPPED, reason, True
+        return [k.Halt(f"the coordinator of epoch {self.epoch} leads job {self.job.name} no more: {reason}")]
+
+    def _keep(self) -> list[k.Effect]:
+        """What the registry is to know of who holds what."""
+        if self.phase != RUNNING or self.kept_view == self.replicas.view:
+            return []
+        self.kept_view = self.replicas.view
+        return [k.Keep(self.replicas.placed(self.membership.servers.values()))]
 
     # --- messages -----------------------------------------------------------------------------
 

@@ -77,6 +77,20 @@ class Recorded:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class Leads:
+    """The registry has let this coordinator lead until then, by its own clock: another one may, afterwards."""
+
+    until: int
+
+
+@dataclass(frozen=True)
+class Deposed:
+    """The registry says that this coordinator leads no more."""
+
+    reason: str
+
+
 # --- tasks: what a shard asks its store to do, one at a time ------------------------------------
 
 
@@ -260,6 +274,13 @@ class Manifest:
 
 
 @dataclass(frozen=True)
+class Keep:
+    """Who holds what has changed: write it to the job's registry, if there is one. Nothing waits for it."""
+
+    placed: m.Placed
+
+
+@dataclass(frozen=True)
 class Begun:
     """The job runs: from here on there is something to lose."""
 
@@ -343,6 +364,7 @@ Effect = (
     | Hurry
     | Free
     | Manifest
+    | Keep
     | Begun
     | Log
     | Halt

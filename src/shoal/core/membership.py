@@ -103,6 +103,7 @@ class Membership:
     joined_ever: int = 0
     empty_at: int | None = None  # when the last member went
     parted: bool = False  # it left politely
+    buried: dict[int, int] = field(default_factory=dict)  # by worker: process of its last life that was declared dead
 
     def holder(self, join: m.Join) -> Member | None:
         """Who has the place that is asked for: the rank, or for any rank (-1) the one given to this process."""
@@ -120,12 +121,16 @@ class Membership:
         self.joined_ever += 1
         self.members[worker] = member
         self.empty_at = None
+        if self.buried.get(worker) == join.pid:
+            del self.buried[worker]  # it lives, and joined anew
         return member
 
     def remove(self, member: Member, now: int, parted: bool) -> None:
         """The member is gone; parted: it said so."""
         del self.members[member.worker]
         self.parted = parted
+        if not parted:
+            self.buried[member.worker] = member.pid
         if not self.members:
             self.empty_at = now
 

@@ -210,9 +210,8 @@ class Shard:
                 return self._create(message, now)
             case m.Recover(epoch):
                 return self._recover(epoch)
-            case m.Registered(epoch):
-                self.registered = True
-                self.epoch = max(self.epoch, epoch)
+            case m.Registered(epoch) if epoch >= self.epoch:
+                self.registered, self.epoch = True, epoch
                 return []
             case m.Alive(pid=pid):
                 self.coordinator_pid = pid

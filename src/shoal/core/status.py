@@ -58,6 +58,7 @@ def status(coordinator: Coordinator, now: int) -> m.Status:
         data_epoch=ledger.epoch if ledger is not None else 0,
         samples_committed=ledger.committed if ledger is not None else 0,
         samples=ledger.dataset.size if ledger is not None else 0,
+        buried=tuple(sorted(coordinator.membership.buried.items())),
     )
 
 

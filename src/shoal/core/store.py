@@ -141,14 +141,14 @@ class Store:
         return version
 
     def checksum(self, version: int) -> int:
-        """Of some blocks at this version, others at the next, parameters and states; 0 while some are absent."""
+        """Of some blocks at this version, others at the next: all that is kept of them; 0 while some are absent."""
         table = self.table
         if table.absent:
             return 0
         step = min(CHECKED_SHARE, len(table.blocks)) or 1
         found = 1
         for position in range(version % step, len(table.blocks), step):
-            for array in (table.dense.parameters[position], *table.dense.states[position]):
+            for array in table.of_block(table.blocks[position].index):
                 found = zlib.crc32(array[:CHECKED_ELEMENTS].view(np.uint8).data, found)
         return found or 1
 

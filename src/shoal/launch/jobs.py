@@ -25,6 +25,7 @@ class JobRecord(msgspec.Struct, frozen=True):
     token: str
     pid: int  # the launcher's
     tls: Tls | None = msgspec.field(default_factory=Tls.from_environment)  # unless said otherwise, this process's own
+    registry: str = ""  # its URL, where one says which coordinator leads
 
 
 def directory(environment: Mapping[str, str] = os.environ) -> Path:

@@ -11,8 +11,8 @@ script's own.
     a worker exits with 1..255     the script's own verdict: the job ends with that status
     a worker is killed by signal   it is started again, max_restarts times in the whole job
     the coordinator is killed,     the same, once the job runs: another one takes over where it was
-    or answers nothing for half
-    of lease_ms
+    or answers nothing for half   with a registry one that stands by takes over, and another one is started to stand by
+    of lease_ms                   in its place; so does a coordinator that ends because the registry let another lead
     a server ends, with replicas   another one is started (it counts as a restart) and given its part by those that
                                    have it; one that the coordinator took for dead is killed first
     a server ends, or the          JobError (StartupError before the job began), naming it and the way on,
@@ -21,7 +21,8 @@ script's own.
 
 How a node is told what it is: SHOAL_JOB, SHOAL_TOKEN (a fresh secret), SHOAL_COORDINATOR (an address),
 SHOAL_WORKERS, SHOAL_SERVERS, SHOAL_REPLICAS, SHOAL_RANK (workers), SHOAL_SERVER_INDEX (servers), SHOAL_EPOCH (a
-coordinator that takes over), SHOAL_RESUME (a snapshot, if any), and the limits as SHOAL_<LIMIT>.
+coordinator that takes over), SHOAL_REGISTRY (its URL, if any), SHOAL_RESUME (a snapshot, if any), and the limits as
+SHOAL_<LIMIT>.
 Coordinator and servers print one line "SHOAL READY <address>" when they are, the coordinator "SHOAL
 BEGUN" when the job runs; what makes them give up, they print as "shoal: error: ...".
 """
@@ -49,6 +50,7 @@ from shoal.launch.jobs import JobRecord, published
 from shoal.launch.plan import Plan, prepared
 from shoal.launch.printer import Printer
 from shoal.launch.pulse import Seen, Silent, pulse
+from shoal.runtime import process
 from shoal.vocabulary import COORDINATOR, node_number
 from shoal.wire.messages import Status
 
@@ -77,6 +79,8 @@ def launch(
     port: int = 0,
     max_restarts: int = 3,
     replicas: int = 1,
+    registry: str = "",
+    standbys: int = 1,
     resume: Path | str | None = None,
     on_line: OnLine | None = None,
     on_status: OnStatus | None = None,
@@ -87,6 +91,8 @@ def launch(
     """Runs `command` on `workers` workers against `servers` servers and returns its exit status.
 
     replicas: server processes that hold each part of the parameters; with 2 or more the death of one ends nothing.
+    registry: the URL of one that says which coordinator leads (docs/registry.md), and standbys: how many more of them
+    there are to be, only with a registry.
 
     command: ("script.py", arguments...) or ("-m", "module", arguments...). env: the workers' and nodes'
     environment in place of this process's. port 0: any free one. resume: a snapshot to begin from.
@@ -109,6 +115,8 @@ def launch(
         port=port,
         max_restarts=max_restarts,
         replicas=replicas,
+        registry=registry,
+        standbys=standbys if registry else 0,
         resume=resume,
         environment=environment,
         limits=limits,
@@ -150,7 +158,10 @@ class _Launch:
         self._way_on = way_on
         self._stack = ExitStack()  # what ends with the run
         self._events: SimpleQueue[_Event] = SimpleQueue()
-        self._coordinator = ""  # its address, once known
+        self._coordinator = ""  # the address of the one that leads, once known
+        self._leader: Child | None = None  # that coordinator
+        self._standbys = 0  # coordinators started beside the first
+        self._publishing = ExitStack()
         self._nodes: list[Child] = []  # coordinator and servers that run
         self._workers: dict[Child, int] = {}  # those that run, with their ranks
         self._ready_by: dict[Child, float] = {}  # nodes that are not ready yet
@@ -162,6 +173,7 @@ class _Launch:
         self._servers = 0  # started so far
         self._known: set[Child] = set()  # servers that the coordinator has counted as its own
         self._leaving: set[Child] = set()  # servers whose part others are to take over
+        self._hanging: dict[Child, float] = {}  # workers that were declared dead and have not ended, since when
         self._fleet: Fleet | None = None  # lends places for servers
         self._verdict: _Verdict | None = None
 
@@ -173,12 +185,15 @@ class _Launch:
             self._start_coordinator(self._plan.listen)
             self._attend(until=lambda: bool(self._coordinator))
             if self._verdict is None:
-                stack.enter_context(published(self._record))
+                stack.callback(self._publishing.close)
+                self._publish()
+                for _ in range(self._plan.standbys):
+                    self._start_standby()
                 for _ in range(self._plan.server_processes):
                     self._start_server()
                 for rank in range(self._plan.workers):
                     self._start_worker(rank)
-                stack.enter_context(pulse(self._record, self._plan.limits.lease_ms, self._events.put))
+                stack.enter_context(pulse(lambda: self._record, self._plan.limits.lease_ms, self._events.put))
                 self._attend(until=lambda: not self._workers)
             status = self._verdict.status if self._verdict else 0
             if isinstance(status, ShoalError):
@@ -187,7 +202,14 @@ class _Launch:
 
     @property
     def _record(self) -> JobRecord:
-        return JobRecord(self._plan.job, self._coordinator, self._plan.token, os.getpid(), self._plan.tls)
+        return JobRecord(
+            self._plan.job, self._coordinator, self._plan.token, os.getpid(), self._plan.tls, self._plan.registry
+        )
+
+    def _publish(self) -> None:
+        """Let others on this machine find the job, where it is now."""
+        self._publishing.close()
+        self._publishing.enter_context(published(self._record))
 
     # --- starting -----------------------------------------------------------------------------------
 
@@ -198,6 +220,13 @@ class _Launch:
 
     def _start_coordinator(self, listen: str, **facts: object) -> None:
         self._start_node(COORDINATOR, (*COORDINATOR_PROGRAM, "--listen", listen), **facts)
+
+    def _start_standby(self) -> None:
+        """A coordinator that leads once the registry lets it, which may be never; until then it says nothing."""
+        self._standbys += 1
+        listen = f"tcp://{self._plan.host}:0"
+        name = f"{COORDINATOR} {self._standbys + 1}"
+        self._nodes.append(self._start(name, (*COORDINATOR_PROGRAM, "--listen", listen)))
 
     def _start_server(self, **facts: object) -> None:
         """Another server: no two of a job have the same number, not even one after the other."""
@@ -253,6 +282,7 @@ class _Launch:
             case Seen(job_status):
                 self._check_forming(job_status)
                 self._check_servers(job_status)
+                self._check_workers(job_status)
                 if self._on_status is not None:
                     self._on_status(job_status)
             case Silent(milliseconds):
@@ -261,13 +291,25 @@ class _Launch:
                 assert_never(event)
 
     def _line(self, child: Child, text: str) -> None:
-        if child in self._ready_by and text.startswith(READY):
+        if _coordinates(child) and text.startswith(READY):
+            self._ready_by.pop(child, None)
+            self._leads(child, text.removeprefix(READY).strip())
+        elif child in self._ready_by and text.startswith(READY):
             del self._ready_by[child]
-            self._coordinator = self._coordinator or text.removeprefix(READY).strip()
-        elif text == BEGUN and child.name == COORDINATOR:
+        elif text == BEGUN and _coordinates(child):
             self._begun = True
         else:
             self._on_line(child.name, text)
+
+    def _leads(self, child: Child, address: str) -> None:
+        """This coordinator leads, and is there."""
+        before, self._coordinator = self._coordinator, address
+        former, self._leader = self._leader, child
+        if before not in ("", address):
+            self._say(f"{child.name} (pid {child.pid}) leads now, at {address}")
+            self._publish()
+        if former is not None and former is not child and former in self._nodes:
+            former.signal(signal.SIGKILL)  # it hangs, or is about to end: another one is to stand by in its place
 
     def _worker_ended(self, child: Child, rank: int, status: int) -> None:
         if self._verdict is not None:
@@ -276,7 +318,7 @@ class _Launch:
         if status == 0:
             self._ended_well.append(who)
             return
-        if any(node.name == COORDINATOR for node in self._nodes) and self._may_start_again(who, status):
+        if any(map(_coordinates, self._nodes)) and self._may_start_again(who, status):
             self._start_worker(rank)
             return
         allowed = self._plan.max_restarts
@@ -297,7 +339,7 @@ class _Launch:
     def _end_silent(self, milliseconds: int) -> None:
         """A coordinator that hangs is killed, so that another one can take its place."""
         for child in self._nodes:
-            if child.name == COORDINATOR and child not in self._ready_by and self._verdict is None:
+            if child is self._leader and child not in self._ready_by and self._verdict is None:
                 silent = f"has not answered for {milliseconds / 1000:g} s"
                 self._say(f"{child.name} (pid {child.pid}) {silent}: it is killed")
                 child.signal(signal.SIGKILL)
@@ -321,13 +363,25 @@ class _Launch:
                 self._say(f"{child.name} (pid {child.pid}) was taken for dead by the coordinator: it is killed")
                 child.signal(signal.SIGKILL)
 
+    def _check_workers(self, status: Status) -> None:
+        """A worker that was declared dead ends by itself when it hears of it. One that hangs is killed, for another one
+        to take its place."""
+        for child, rank in self._workers.items():
+            if (rank, child.pid) not in status.buried or self._verdict is not None:
+                self._hanging.pop(child, None)
+                continue
+            since = self._hanging.setdefault(child, time.monotonic())
+            if time.monotonic() - since >= max(GRACE_SECONDS, self._plan.limits.lease_ms / 1000):
+                self._say(f"{child.name} (pid {child.pid}) was declared dead and did not end: it is killed")
+                child.signal(signal.SIGKILL)
+
     def _takes_over(self, child: Child) -> bool:
         """Whether it is a coordinator in the place of another one: the job is under way."""
-        return child.name == COORDINATOR and self._epoch > 1
+        return _coordinates(child) and self._epoch > 1
 
     def _has_replicas(self, child: Child) -> bool:
         """Whether it is a server whose part others have, too: without it the job goes on."""
-        return child.name != COORDINATOR and self._plan.replicas > 1 and self._begun
+        return not _coordinates(child) and self._plan.replicas > 1 and self._begun
 
     def _server_ended(self, who: str, status: int) -> None:
         """Another one is started; once no restart is left, the job goes on with fewer."""
@@ -338,6 +392,23 @@ class _Launch:
         elif self._verdict is None:
             self._say(f"{who}, and no restart is left of {self._plan.max_restarts} (--max-restarts): the job goes on")
 
+    def _is_followed(self, child: Child, status: int) -> bool:
+        """Whether it is a coordinator without which the job goes on under another, as the registry says."""
+        over = status < 0 or status == process.DEPOSED
+        return _coordinates(child) and bool(self._plan.registry) and over and (self._begun or child is not self._leader)
+
+    def _coordinator_ended(self, who: str) -> None:
+        """Another one is started, to stand by; once no restart is left, those that do go on."""
+        left = [node for node in self._nodes if _coordinates(node)]
+        if self._verdict is None and self._restarts < self._plan.max_restarts:
+            self._restarts += 1
+            self._say(f"{who}; another one is to stand by (restart {self._restarts} of {self._plan.max_restarts})")
+            self._start_standby()
+        elif left and self._verdict is None:
+            self._say(f"{who}, and no restart is left of {self._plan.max_restarts} (--max-restarts): the job goes on")
+        else:
+            self._decide(self._lost(who))
+
     def _node_ended(self, child: Child, status: int) -> None:
         who = f"{child.name} (pid {child.pid}) {_ending(status)}"
         self._known.discard(child)
@@ -347,9 +418,11 @@ class _Launch:
         elif self._has_replicas(child) and status != 0:
             self._ready_by.pop(child, None)
             self._server_ended(f"{who}{_why(child)}", status)
+        elif self._is_followed(child, status):
+            self._coordinator_ended(f"{who}{_why(child) if status > 0 else ''}")
         elif self._ready_by.pop(child, None) is not None and not self._takes_over(child):
             self._decide(StartupError(f"{who} before it was ready{_why(child)}"))
-        elif child.name == COORDINATOR and self._begun and self._may_start_again(who, status):
+        elif _coordinates(child) and self._begun and self._may_start_again(who, status):
             self._epoch += 1
             self._start_coordinator(self._coordinator, SHOAL_EPOCH=self._epoch)
         elif status != 0:
@@ -453,6 +526,11 @@ def _signals(events: SimpleQueue[_Event]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _coordinates(child: Child) -> bool:
+    """Whether it is a coordinator, one that stands by among them."""
+    return child.name.partition(" ")[0] == COORDINATOR
 
 
 def _ending(status: int) -> str:

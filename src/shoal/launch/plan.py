@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from shoal import registry
 from shoal.config import Limits, Tls
 from shoal.errors import ConfigurationError
 from shoal.launch.fleet import MEMBERS_VARIABLE, TOKEN_VARIABLE, members_from
@@ -19,7 +20,7 @@ from shoal.transport.tcp import host_and_port
 # What tells one process of a job from another; a job inside a job inherits none of it.
 _IDENTITY = (
     "SHOAL_COORDINATOR", "SHOAL_RANK", "SHOAL_SERVER_INDEX", "SHOAL_EPOCH", "SHOAL_RESUME", MEMBERS_VARIABLE,
-    TOKEN_VARIABLE,
+    TOKEN_VARIABLE, "SHOAL_REGISTRY",
 )  # fmt: skip
 
 
@@ -39,6 +40,8 @@ class Plan:
     limits: Limits
     tls: Tls | None = None
     replicas: int = 1  # of each server's part: so many processes hold it
+    registry: str = ""  # its URL, if one is to say which coordinator leads
+    standbys: int = 0  # coordinators beside the first
     fleet: tuple[str, ...] = ()  # addresses of the members that lend places for servers; none: servers run here
 
     def check(self) -> None:
@@ -50,6 +53,10 @@ class Plan:
             raise ConfigurationError(f"port {self.port} must lie in 0..65535; 0 takes any free one")
         if self.max_restarts < 0:
             raise ConfigurationError(f"max_restarts={self.max_restarts} must be 0 or more")
+        if self.standbys < 0 or (self.standbys and not self.registry):
+            raise ConfigurationError(f"standbys={self.standbys} must be 0 or more, and 0 without --registry URL")
+        if self.registry:
+            registry.open(self.registry, self.job)  # says what cannot be
         if self.resume is not None and not is_url(self.resume) and not Path(self.resume).exists():
             raise ConfigurationError(f"there is no snapshot at {self.resume}; give the path that a run printed")
         if self.resume is not None:
@@ -59,6 +66,10 @@ class Plan:
             raise ConfigurationError(
                 f"servers on {far[0]} cannot reach a coordinator that listens on {self.host}: give --host (SHOAL_HOST) "
                 f"the name or number by which the fleet's machines reach this one"
+            )
+        if far and self.registry.startswith("file:"):
+            raise ConfigurationError(
+                f"servers on {far[0]} cannot see {self.registry}: use etcd, or leave --registry out (docs/registry.md)"
             )
         match self.command:
             case () | ("-m",):
@@ -90,6 +101,7 @@ class Plan:
             "SHOAL_WORKERS": str(self.workers),
             "SHOAL_SERVERS": str(self.servers),
             "SHOAL_REPLICAS": str(self.replicas),
+            "SHOAL_REGISTRY": self.registry,
             "SHOAL_SERVER_THREADS": base.get("SHOAL_SERVER_THREADS") or str(max(1, cores // self.servers)),
             "PYTHONUNBUFFERED": "1",
         }
@@ -106,6 +118,8 @@ def prepared(
     port: int = 0,
     max_restarts: int = 3,
     replicas: int = 1,
+    registry: str = "",
+    standbys: int = 0,
     resume: Path | str | None = None,
     environment: Mapping[str, str] = os.environ,
     limits: Limits | None = None,
@@ -119,6 +133,8 @@ def prepared(
         port=port,
         max_restarts=max_restarts,
         replicas=replicas,
+        registry=registry,
+        standbys=standbys,
         resume=resume,
         job=environment.get("SHOAL_JOB") or f"{title(command)}-{os.getpid()}",
         token=secrets.token_urlsafe(),

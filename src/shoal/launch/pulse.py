@@ -35,8 +35,11 @@ class Silent:
 
 
 @contextmanager
-def pulse(record: JobRecord, lease_ms: int, tell: Callable[[Seen | Silent], None]) -> Iterator[None]:
-    """Ask on a thread of its own; tell is called there, and must be quick (SimpleQueue.put)."""
+def pulse(record: Callable[[], JobRecord], lease_ms: int, tell: Callable[[Seen | Silent], None]) -> Iterator[None]:
+    """Ask on a thread of its own; tell is called there, and must be quick (SimpleQueue.put).
+
+    record: where the coordinator is that leads now.
+    """
     over = threading.Event()
     deadline_ms = max(1, lease_ms // 2 // ASKED_MAX)
 
@@ -44,7 +47,8 @@ def pulse(record: JobRecord, lease_ms: int, tell: Callable[[Seen | Silent], None
         unanswered = 0
         while not over.wait(0 if unanswered else STATUS_SECONDS):
             try:
-                tell(Seen(visitor.status(record.address, record.job, record.token, deadline_ms, record.tls)))
+                at = record()
+                tell(Seen(visitor.status(at.address, at.job, at.token, deadline_ms, at.tls)))
                 unanswered = 0
             except DeadlineError:
                 unanswered += 1

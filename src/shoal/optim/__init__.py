@@ -6,6 +6,6 @@ from shoal.optim.lamb import LAMB
 from shoal.optim.lion import Lion
 from shoal.optim.rmsprop import RMSprop
 from shoal.optim.rule import Rule
-from shoal.optim.sgd import SGD
+from shoal.optim.sgd import SGD, Nesterov
 
-__all__ = ["LAMB", "SGD", "Adagrad", "Adam", "AdamW", "Lion", "RMSprop", "Rule"]
+__all__ = ["LAMB", "SGD", "Adagrad", "Adam", "AdamW", "Lion", "Nesterov", "RMSprop", "Rule"]

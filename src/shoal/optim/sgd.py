@@ -48,6 +48,15 @@ class SGD(Rule):
         return _sgd_momentum if self.momentum else _sgd
 
 
+@dataclass(frozen=True)
+class Nesterov(SGD):
+    """SGD with Nesterov momentum, and the settings of DiLoCo's outer step (arXiv 2311.08105, section 3)."""
+
+    lr: float = 0.7
+    momentum: float = 0.9
+    nesterov: bool = True
+
+
 @element
 def _sgd(p: Value, g: Value, states: Values, constants: Constants) -> Moved:
     rate, weight_decay = constants[0], constants[1]

@@ -41,6 +41,13 @@ class Leadership(Protocol):
         """Greater than that of every leader before."""
 
     @property
+    def until(self) -> float:
+        """By time.monotonic(), how long it lasts in any case: later with every renewal; infinity: as this process.
+
+        Who was stopped itself looks here before it acts; `lost` may come earlier, and may not be done yet.
+        """
+
+    @property
     def lost(self) -> asyncio.Future[str]:
         """Done, with the reason, as soon as somebody else may lead: by the holder's own clock where nothing arrives."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 from pathlib import Path
@@ -19,6 +20,7 @@ class EmbeddedLeadership:
 
     def __init__(self, name: str, place: Path, epoch: int, lock: int, entry: int) -> None:
         self.epoch = epoch
+        self.until = math.inf
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._name = name
         self._place = place

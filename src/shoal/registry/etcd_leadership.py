@@ -29,6 +29,7 @@ class EtcdLeadership:
         self, cluster: Cluster, place: Place, leader: Leader, lease: int, seconds: float, asked: float, answer_ms: int
     ) -> None:
         self.epoch = leader.epoch
+        self.until = asked
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._cluster = cluster
         self._place = place
@@ -119,8 +120,8 @@ class EtcdLeadership:
             f"{self._leader.name} could not renew its lease of {seconds:g} s in time, so another may lead soon: "
             f"{self._place.name} did not answer"
         )
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_at(asked + seconds * (1 - MARGIN), self._end, reason)
+        self.until = asked + seconds * (1 - MARGIN)  # a loop's clock is time.monotonic(), uvloop's in milliseconds
+        self._timer = asyncio.get_running_loop().call_at(self.until, self._end, reason)
 
     def _compare(self, leaders: Any) -> None:
         """The leader's key as found: is it still this leadership's?"""

@@ -22,7 +22,8 @@ import msgspec
 from shoal import transport
 from shoal.config import PROTOCOL, Job
 from shoal.core import machine as k
-from shoal.errors import ProtocolError, RefusedError, ShoalError, StartupError
+from shoal.errors import JobError, ProtocolError, RefusedError, ShoalError, StartupError
+from shoal.runtime.follower import Follower
 from shoal.runtime.peer import Peer
 from shoal.runtime.strangers import Strangers
 from shoal.transport import Connection, Listener, Wrap, files, unwrapped
@@ -45,6 +46,7 @@ def milliseconds() -> int:
 class Node(ABC):
     """One node of a job. All methods run on its event loop."""
 
+    ends_by: type[ShoalError] = JobError  # what it ends by, unless it ends well
     names = re.compile(r"(?:(?:worker|server)/[a-z0-9-]{1,40}|coordinator)?")  # of peers; a visitor has none
 
     def __init__(self, name: str, job: Job, wrap: Wrap = unwrapped) -> None:
@@ -60,6 +62,7 @@ class Node(ABC):
         self._unread: dict[str, list[int]] = {}  # name -> when that peer could not read what this node sent
         self._visitors = 0
         self._strangers = Strangers(job, self.log)
+        self._follower: Follower | None = None  # finds the coordinator that leads, where a registry says so
         self._closing = False
         self._listeners: list[Listener] = []
         self._ticking = asyncio.get_running_loop().create_task(self._tick())
@@ -140,6 +143,8 @@ class Node(ABC):
         while True:
             await asyncio.sleep(self.job.limits.tick_ms / 1000)
             self._strangers.tick(milliseconds())
+            if self._follower is not None:
+                self._follower.tick()
             self.event(k.Tick())
 
     # --- connections --------------------------------------------------------------------------
@@ -169,6 +174,25 @@ class Node(ABC):
         if name != COORDINATOR and peer.connection.round_trip_us > self.job.limits.long_link_us:
             wanted = min(self.job.limits.streams_max, -(-peer.connection.round_trip_us // self.job.limits.stream_us))
             self._start(self._widen(peer, address, wanted))
+
+    async def dial_coordinator(self, address: str) -> None:
+        """Connect to the coordinator: there or, where the job has a registry, wherever that says, now and later.
+
+        Raises as `dial` does.
+        """
+        if self.job.registry:
+            self._follower = Follower(self.job, address, self.redirect)
+            address = await self._follower.find()
+        await self.dial(COORDINATOR, address)
+
+    def redirect(self, address: str) -> None:
+        """Another coordinator leads, and is there."""
+        self._dialled[COORDINATOR] = address
+        peer = self.peers.get(COORDINATOR)
+        if peer is not None:
+            peer.connection.cut("another coordinator leads")  # at once: that one may hang
+        else:
+            self._start(self._redial(COORDINATOR))
 
     async def _reach(self, name: str, address: str, deadline: int, first: Peer | None = None) -> Peer:
         """A connection to `name`, or a further stream of `first`, whose handshake is over. Raises as `dial` does."""
@@ -240,6 +264,11 @@ class Node(ABC):
             try:
                 await self.dial(name, address, max(1, until - milliseconds()))
             except ShoalError as error:
+                if name == COORDINATOR and self._follower is not None:
+                    self._follower.lost()  # and try here again: how long a coordinator may be away, the machine says
+                    until = milliseconds() + self.job.limits.connect_ms
+                    await asyncio.sleep(REDIAL_SECONDS)
+                    continue
                 # Who ends in the middle of a handshake may be followed by another one.
                 if isinstance(error, RefusedError) or milliseconds() >= until:
                     if self._dialled.get(name) == address:
@@ -267,6 +296,8 @@ class Node(ABC):
         self.peers[name] = peer
         if old is not None:
             old.connection.close()
+        if name == COORDINATOR and self._follower is not None:
+            self._follower.reached()
         self.event(k.Regained(name, peer.connection.shares_memory))
 
     def _hello(self, peer: Peer, hello: m.Hello) -> None:
@@ -340,6 +371,8 @@ class Node(ABC):
             if isinstance(message, m.Refused) and self._stream_broke(peer.name, message):
                 connection.close()
                 return
+            if peer.name == COORDINATOR and self._follower is not None:
+                self._follower.reached()
             self.take(peer.name, message, delivered)
             return
         match message:
@@ -387,6 +420,8 @@ class Node(ABC):
             self._strangers.say(f"closed {connection.address}: {why}", milliseconds())
         if self.peers.get(peer.name) is peer:
             del self.peers[peer.name]
+            if peer.name == COORDINATOR and self._follower is not None:
+                self._follower.lost()
             if not peer.name.startswith("visitor/"):
                 self.event(k.Lost(peer.name))
             if peer.name in self._dialled and not self._closing:
@@ -395,6 +430,8 @@ class Node(ABC):
     async def close(self) -> None:
         """Close everything, once what was sent has left."""
         self._closing = True
+        if self._follower is not None:
+            self._follower.close()
         for task in (self._ticking, *self._tasks):
             task.cancel()
         for connection in list(self._links):

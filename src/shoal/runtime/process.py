@@ -1,7 +1,8 @@
 """What the processes of a job read from their environment, and how they end.
 
 A node process prints one line "SHOAL READY <address>" when it serves, the coordinator "SHOAL BEGUN"
-when the job runs, and each one line "shoal: error: ..." on stderr (exit status 1) when it cannot go on.
+when the job runs, and each one line "shoal: error: ..." on stderr (exit status 1; 75 where another coordinator is to
+take over) when it cannot go on.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import uvloop
 
 from shoal.config import TRANSPORTS, Job, Limits, Tls
-from shoal.errors import ConfigurationError, JobError, ShoalError
+from shoal.errors import ConfigurationError, FencedError, ShoalError
 from shoal.runtime.node import Node
 from shoal.transport import tls as transport_tls
 from shoal.transport.tcp import SCHEME, host_and_port
@@ -29,6 +30,7 @@ from shoal.transport.tcp import SCHEME, host_and_port
 READY = "SHOAL READY"
 BEGUN = "SHOAL BEGUN"
 LOWEST_PRIORITY = 19
+DEPOSED = 75  # exit status of a coordinator in whose place another one leads, or will (EX_TEMPFAIL: try again)
 FLUSH_SECONDS = 0.2  # for last words to leave before the process ends
 TEXT_LENGTH_MAX = 1_000  # of a job's name and of its token
 
@@ -45,6 +47,7 @@ def job_from(environment: Mapping[str, str] = os.environ) -> Job:
         workers=_whole("SHOAL_WORKERS", environment, 1),
         servers=_whole("SHOAL_SERVERS", environment, 1),
         replicas=_at_least_one("SHOAL_REPLICAS", environment),
+        registry=text_from("SHOAL_REGISTRY", environment),
         threads=_at_least_one("SHOAL_SERVER_THREADS", environment),
         transport=_one_of(TRANSPORTS, "SHOAL_TRANSPORT", environment),
         limits=Limits.from_environment(environment),
@@ -119,6 +122,9 @@ def run(main: Callable[[], Coroutine[Any, Any, Node]]) -> int:
     """Start a node and drive it until it halts or is told to end; returns the exit status."""
     try:
         uvloop.run(_until_halted(main))
+    except FencedError as error:
+        print(f"shoal: error: {error}", file=sys.stderr, flush=True)
+        return DEPOSED
     except ShoalError as error:
         print(f"shoal: error: {error}", file=sys.stderr, flush=True)
         return 1
@@ -136,7 +142,7 @@ async def _until_halted(main: Callable[[], Coroutine[Any, Any, Node]]) -> None:
         await node.close()
         await asyncio.sleep(FLUSH_SECONDS)
     if reason:
-        raise JobError(reason)
+        raise node.ends_by(reason)
 
 
 def _one_of(known: Sequence[str], name: str, environment: Mapping[str, str]) -> str:

@@ -64,7 +64,7 @@ class ServerNode(Node):
         """
         address = await self.listen(listen)
         shared = await self.listen("shm://") if self._shares and not listen.startswith("inproc") else ""
-        await self.dial(COORDINATOR, coordinator)
+        await self.dial_coordinator(coordinator)
         own = self.peers[COORDINATOR].connection.own_address
         if own and listen.startswith(tcp.SCHEME):
             address = tcp.announced(address, own)

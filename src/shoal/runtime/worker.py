@@ -29,7 +29,7 @@ from shoal.runtime.loop_thread import LoopThread
 from shoal.runtime.shared import Bytes, SharedMemory
 from shoal.runtime.worker_node import WorkerNode
 from shoal.transport import Wrap, unwrapped
-from shoal.vocabulary import COORDINATOR, ITEM_BYTES, Dataset, Lease, TableSpec
+from shoal.vocabulary import ITEM_BYTES, Dataset, Lease, TableSpec
 
 LEAVE_SECONDS = 5.0
 SHOWN_MAX = 60  # characters of a value in an error
@@ -89,7 +89,7 @@ class Worker:
     async def _open(job: Job, coordinator: str, rank: int, wrap: Wrap) -> WorkerNode:
         node = WorkerNode(job, rank, wrap)
         try:
-            await node.dial(COORDINATOR, coordinator)
+            await node.dial_coordinator(coordinator)
         except BaseException:
             await node.close()
             raise

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from shoal.sim.campaign import FIGURES, Outcome, run_seed
 
-WIDTH_MIN = 170
+WIDTH_MIN = 210
 CHUNK = 8  # seeds that a process takes at a time
 FAILURES_SHOWN_MAX = 3
 

@@ -17,7 +17,7 @@ from shoal.wire import messages as m
 
 FIGURES = (
     "events", "commits", "crashes", "frozen", "fenced", "lost", "duplicated", "ghosts", "forged", "breaks", "falls",
-    "losses", "drains", "silent", "stopped",
+    "losses", "drains", "outages", "oustings", "deposed", "silent", "stopped",
 )  # fmt: skip
 
 
@@ -67,6 +67,9 @@ def _figures(worlds: list[World]) -> Counter[str]:
             falls=figures.falls,
             losses=figures.losses,
             drains=figures.drains,
+            outages=figures.outages,
+            oustings=figures.oustings,
+            deposed=figures.deposed,
             silent=figures.silent,
             stopped=figures.stopped,
         )

@@ -192,6 +192,35 @@ def held_everywhere(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
+# --- One leader: the registry's word counts, and every leader knows when it is over ---------------------
+
+
+def epochs_grow(trace: t.Trace, fact: t.Fact) -> Complaint:
+    match fact:
+        case t.Led(epoch=epoch) if epoch <= trace.led:
+            return f"the registry gave out epoch {epoch} after epoch {trace.led}"
+    return None
+
+
+def silent_when_over(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """A coordinator whose lease has run out says nothing more, whether it could hear of it or not."""
+    match fact:
+        case t.Spoke(epoch=epoch, now=now, until=until) if now >= until:
+            return f"the coordinator of epoch {epoch} speaks at {now} ms, and its lease ended at {until} ms"
+    return None
+
+
+def kept_by_the_leader(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """What the registry has of the placement never goes back."""
+    match fact:
+        case t.Kept(epoch=epoch, view=view):
+            if epoch != trace.led:
+                return f"the coordinator of epoch {epoch} wrote to the registry while that of {trace.led} led"
+            if (epoch, view) <= trace.kept:
+                return f"the registry had view {trace.kept[1]} of epoch {trace.kept[0]}, and has view {view} of {epoch}"
+    return None
+
+
 # --- Fenced: who is of the past changes nothing -----------------------------------------------------
 
 
@@ -282,6 +311,9 @@ def _differing(trace: t.Trace, version: int, states: t.States, where: str) -> Co
 Invariant = Callable[[t.Trace, t.Fact], Complaint]
 
 INVARIANTS: tuple[tuple[str, Invariant, tuple[type[object], ...]], ...] = (
+    ("One leader", epochs_grow, (t.Led,)),
+    ("One leader", silent_when_over, (t.Spoke,)),
+    ("One leader", kept_by_the_leader, (t.Kept,)),
     ("Fenced", nothing_forged, (t.Performed,)),
     ("Fenced", nothing_after_fence, (t.Said,)),
     ("Fenced", nothing_staged_after_fence, (t.Admitted,)),

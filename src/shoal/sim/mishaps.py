@@ -46,6 +46,10 @@ class Mishaps:
             self._world.at(drain.at_ms, partial(self._drain, drain))
         for loss in scenario.losses:
             self._world.at(loss.at_ms, partial(self._lose, loss))
+        for outage in scenario.outages:
+            self._world.at(outage.at_ms, partial(self._world.succession.outage, outage))
+        for ousting in scenario.oustings:
+            self._world.at(ousting.at_ms, partial(self._world.succession.oust, ousting))
         if scenario.links.ghost_chance:
             self._world.after(FORGERY_MS, self._forge)
 
@@ -56,12 +60,13 @@ class Mishaps:
             return
         self._world.figures.crashes += 1
         self._world.end(life, "is killed")
-        for target, message, payload in self._world.last_words[life.nonce]:
+        for target, message, payload, epoch in self._world.last_words[life.nonce]:
             if self._rng.random() < 0.5:
-                self._world.after(LATE_MS, partial(self._world.arrive, life.name, target, message, payload))
+                again = partial(self._world.pass_on, life.name, target, message, payload, epoch)
+                self._world.after(LATE_MS, again)
         if not crash.silent:
             for peer in self._peers():
-                self._world.after(NOTICE_MS, partial(self._notice, peer, k.Lost(life.name)))
+                self._world.after(NOTICE_MS, partial(self._world.notice, peer, k.Lost(life.name)))
         needed = not self._world.lives and not self._world.starting or not self._world.trace.log
         if crash.restart_after_ms is not None or needed:
             wait = crash.restart_after_ms or 30
@@ -81,7 +86,7 @@ class Mishaps:
         world.servers.kill(server)
         if not loss.silent:
             for peer in self._peers():
-                world.after(NOTICE_MS, partial(self._notice, peer, k.Lost(server.name)))
+                world.after(NOTICE_MS, partial(world.notice, peer, k.Lost(server.name)))
         if loss.replaced_after_ms is not None:
             world.after((loss.replaced_after_ms, loss.replaced_after_ms), partial(world.servers.start, 50))
 
@@ -103,17 +108,19 @@ class Mishaps:
         if not world.recoverable:
             return  # a second fault, before the first one is over
         world.fall()
+        if world.succession.on:
+            return  # a standby leads once the lease has run out
         nodes = [*(life.name for life in world.lives.values()), *(server.name for server in world.servers)]
         for node in nodes:
-            world.after(NOTICE_MS, partial(self._notice, node, k.Lost(COORDINATOR)))
+            world.after(NOTICE_MS, partial(world.notice, node, k.Lost(COORDINATOR)))
         world.at(world.now + fall.back_after_ms, self._rise)
 
     def _rise(self) -> None:
         world = self._world
-        world.rise()
+        world.rise(world.reign)
         nodes = [*(life.name for life in world.lives.values()), *(server.name for server in world.servers)]
         for node in nodes:
-            world.after(FOUND_MS, partial(self._notice, node, k.Regained(COORDINATOR)))
+            world.after(FOUND_MS, partial(world.notice, node, k.Regained(COORDINATOR)))
 
     def _freeze(self, freeze: Freeze) -> None:
         """SIGSTOP: the node does nothing; without a coordinator nobody may wait for ever."""
@@ -125,7 +132,7 @@ class Mishaps:
         until = FOR_GOOD if freeze.for_ms is None else world.now + freeze.for_ms
         world.frozen.thaws[freeze.node] = until
         world.line(freeze.node, "", "is stopped" + (" for good" if until == FOR_GOOD else f" until {until} ms"))
-        if until == FOR_GOOD:
+        if until == FOR_GOOD and not world.succession.on:
             world.after((PATIENCE_MS, PATIENCE_MS), world.must_be_deserted)
 
     def _break(self, cut: Cut) -> None:
@@ -133,25 +140,10 @@ class Mishaps:
         self._world.figures.breaks += 1
         self._world.line(cut.one, cut.other, "the connection breaks")
         for one, other in ((cut.one, cut.other), (cut.other, cut.one)):
-            self._world.after(NOTICE_MS, partial(self._notice, one, k.Lost(other)))
-            back = cut.stop_ms + self._rng.randint(*NOTICE_MS)
+            self._world.after(NOTICE_MS, partial(self._world.notice, one, k.Lost(other)))
+            back = max(cut.stop_ms + self._rng.randint(*NOTICE_MS), self._world.now + NOTICE_MS[1])
             near = self._world.scenario.near_servers and one.startswith("server/") and other.startswith("server/")
-            found = k.Regained(other, near=near)
-            self._world.at(max(back, self._world.now + NOTICE_MS[1]), partial(self._notice, one, found))
-
-    def _notice(self, node: str, event: k.Lost | k.Regained) -> None:
-        if self._world.put_off(node, partial(self._notice, node, event)):
-            return
-        kind, _, number = node.partition("/")
-        match kind:
-            case "coordinator":
-                self._world.step_coordinator(event)
-            case "server":
-                self._world.servers.step(self._world.servers[int(number)], event)
-            case _:
-                if (life := self._world.lives.get(int(number))) is not None:
-                    self._world.step_session(life, event)
-                    self._world.resume(life)
+            self._world.at(back, partial(self._world.notice, one, k.Regained(other, near=near)))
 
     def _peers(self) -> list[str]:
         return [COORDINATOR, *(server.name for server in self._world.servers)]

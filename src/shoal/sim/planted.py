@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from shoal.core.coordinator import Coordinator
 from shoal.core.session import Session
 from shoal.sim import planted_coordinators as coordinators
+from shoal.sim import planted_registries as registries
 from shoal.sim import planted_replicas as replicas
 from shoal.sim import planted_samples as samples
 from shoal.sim import planted_sessions as sessions
@@ -34,7 +35,7 @@ class Plant:
 PLANTS = (
     Plant("a shard has no duplicate check", "Ordered", Machines(shard=shards.AppliesTwice), seed=3),
     Plant("a shard applies commits out of order", "Ordered", Machines(shard=shards.AppliesOutOfOrder), seed=10),
-    Plant("a shard ignores fences", "Fenced", Machines(shard=shards.IgnoresFences), seed=26),
+    Plant("a shard ignores fences", "Fenced", Machines(shard=shards.IgnoresFences), seed=86),
     Plant("a shard ignores epochs", "Fenced", Machines(shard=shards.IgnoresEpochs), seed=3),
     Plant("a shard frees too early", "Memory", Machines(shard=shards.FreesTooEarly), seed=3),
     Plant("a shard never frees", "Memory", Machines(shard=shards.NeverFrees), seed=3),
@@ -46,7 +47,7 @@ PLANTS = (
         "a shard says that a contribution is complete too soon",
         "Atomic",
         Machines(shard=shards.CompletesTooSoon),
-        seed=10,
+        seed=88,
     ),
     Plant(
         "an offer is taken for a contribution that is ready",
@@ -74,10 +75,13 @@ PLANTS = (
     Plant(
         "a repeated Ready is committed again", "Exactly once", Machines(coordinator=coordinators.CommitsTwice), seed=3
     ),
-    Plant("the word of the dead counts", "Fenced", Machines(coordinator=coordinators.TrustsTheDead), seed=112),
+    Plant("the word of the dead counts", "Fenced", Machines(coordinator=coordinators.TrustsTheDead), seed=1084),
     Plant("a shard keeps what an older coordinator left", "Atomic", Machines(shard=shards.KeepsOldEntries), seed=12543),
     Plant(
-        "a shard does not tell factors to a new coordinator", "Progress", Machines(shard=shards.ForgetsFactors), seed=91
+        "a shard does not tell factors to a new coordinator",
+        "Progress",
+        Machines(shard=shards.ForgetsFactors),
+        seed=122,
     ),
     Plant(
         "a shard forgets which samples are accounted for",
@@ -103,8 +107,8 @@ PLANTS = (
         Machines(coordinator=coordinators.DropsWhatFewHave),
         seed=3,
     ),
-    Plant("a worker waits for a silent coordinator", "Progress", Machines(session=sessions.WaitsForEver), seed=120),
-    Plant("a server waits for a silent coordinator", "Progress", Machines(shard=shards.ServesForEver), seed=120),
+    Plant("a worker waits for a silent coordinator", "Progress", Machines(session=sessions.WaitsForEver), seed=234),
+    Plant("a server waits for a silent coordinator", "Progress", Machines(shard=shards.ServesForEver), seed=234),
     Plant(
         "a worker that was stopped blames the coordinator", "Progress", Machines(session=sessions.BlamesOthers), seed=70
     ),
@@ -112,10 +116,10 @@ PLANTS = (
         "a coordinator that was stopped blames the servers",
         "Progress",
         Machines(coordinator=coordinators.BuriesTheLiving),
-        seed=71,
+        seed=242,
     ),
     Plant("a lost release is not repeated", "Progress", Machines(coordinator=coordinators.ForgetsToRelease), seed=10),
-    Plant("a lease is granted twice", "Accounted", samples.with_ledger(samples.GrantsTwice), seed=8),
+    Plant("a lease is granted twice", "Accounted", samples.with_ledger(samples.GrantsTwice), seed=10),
     Plant("a lease is lost", "Accounted", samples.with_ledger(samples.LosesSamples), seed=6),
     Plant(
         "a dead worker's samples are not leased again", "Accounted", samples.with_ledger(samples.BuriesLeases), seed=15
@@ -136,7 +140,7 @@ PLANTS = (
         seed=1,
     ),
     Plant("a backup lets any sum land", "Ordered", Machines(shard=replicas.LetsAllIn), seed=68),
-    Plant("a primary sends one sum for another", "Ordered", replicas.with_replica(replicas.SendsAnotherSum), seed=283),
+    Plant("a primary sends one sum for another", "Ordered", replicas.with_replica(replicas.SendsAnotherSum), seed=1015),
     Plant(
         "a worker goes on while a replica reads its gradient",
         "Atomic",
@@ -144,7 +148,7 @@ PLANTS = (
         seed=43,
     ),
     Plant("a primary holds in place what is not whole", "Atomic", replicas.with_replica(replicas.HoldsPartsInPlace)),
-    Plant("a primary combines too soon", "Ordered", replicas.with_replica(replicas.CombinesTooSoon), seed=8),
+    Plant("a primary combines too soon", "Ordered", replicas.with_replica(replicas.CombinesTooSoon), seed=24),
     Plant(
         "an update is committed when one replica holds it", "Replicated", replicas.with_part(replicas.ContentWithOne)
     ),
@@ -152,12 +156,12 @@ PLANTS = (
         "a proposal begins before the last one is applied",
         "Ordered",
         replicas.with_part(replicas.ProposesTooSoon),
-        seed=43,
+        seed=480,
     ),
     Plant(
         "a proposal outlives its contributor", "Progress", Machines(coordinator=replicas.ProposesForTheDead), seed=123
     ),
-    Plant("a proposal outlives a server", "Progress", replicas.with_part(replicas.WaitsForTheLost), seed=61),
+    Plant("a proposal outlives a server", "Progress", replicas.with_part(replicas.WaitsForTheLost), seed=191),
     Plant(
         "an update is committed that is not wanted any more",
         "Quorum",
@@ -168,13 +172,13 @@ PLANTS = (
         "a new server takes in blocks of any version",
         "Ordered",
         replicas.with_replica(replicas.TakesAnyVersion),
-        seed=270,
+        seed=241,
     ),
     Plant("a new server is told of the log once", "Progress", replicas.with_replica(replicas.TellsOnce), seed=123),
     Plant("a new server is left out of a proposal", "Replicated", replicas.with_part(replicas.LeavesOutTheNew), seed=4),
     Plant("a server leads that is not whole", "Ordered", replicas.with_replica(replicas.WholeTooSoon), seed=52),
     Plant("a shard is given up with its primary", "Progress", replicas.with_part(replicas.GivesUp)),
-    Plant("a new coordinator follows an old view", "Progress", replicas.with_part(replicas.FollowsTheOldest), seed=191),
+    Plant("a new coordinator follows an old view", "Progress", replicas.with_part(replicas.FollowsTheOldest), seed=487),
     Plant("nobody is reminded of a placement", "Progress", replicas.with_part(replicas.NeverReminds), seed=315),
     Plant("a worker does not push again to a new primary", "Progress", Machines(session=sessions.PushesOnce), seed=118),
     Plant("a worker stays with a server that is gone", "Progress", Machines(session=sessions.StaysWithTheOld)),
@@ -182,6 +186,25 @@ PLANTS = (
         "a worker takes parameters that it cannot see",
         "Ordered",
         Machines(session=sessions.TakesWhatCannotBeSeen),
-        seed=118,
+        seed=776,
     ),
+    Plant("a registry gives an epoch twice", "One leader", Machines(registry=registries.RepeatsEpochs), seed=5),
+    Plant(
+        "a registry takes what a former leader writes",
+        "One leader",
+        Machines(registry=registries.TakesFromAnyone),
+        seed=132,
+    ),
+    Plant(
+        "a coordinator goes on after its lease is lost", "One leader", Machines(coordinator=registries.GoesOn), seed=5
+    ),
+    Plant(
+        "a coordinator that was stopped does not look at its lease first",
+        "One leader",
+        Machines(coordinator=registries.TrustsItsLease),
+        seed=20,
+    ),
+    Plant("a standby begins the job anew", "Progress", Machines(coordinator=registries.begins_anew)),
+    Plant("a shard follows two coordinators", "Atomic", Machines(shard=registries.FollowsBoth), seed=96),
+    Plant("a node does not look for the next leader", "Progress", Machines(following=registries.NeverSeeks), seed=39),
 )

@@ -105,6 +105,22 @@ class Fall:
 
 
 @dataclass(frozen=True)
+class Outage:
+    """The registry answers nobody for a while; alone: only the coordinator that leads is cut off from it."""
+
+    at_ms: int
+    for_ms: int
+    alone: bool
+
+
+@dataclass(frozen=True)
+class Ousting:
+    """The leader's entry is removed from the registry, as by hand: another one leads before the leader knows."""
+
+    at_ms: int
+
+
+@dataclass(frozen=True)
 class Links:
     """What happens to a message on its way."""
 
@@ -136,6 +152,9 @@ class Scenario:
     falls: tuple[Fall, ...]
     losses: tuple[Loss, ...]
     drains: tuple[Drain, ...]
+    registered: bool  # a registry says who leads, and coordinators stand by
+    outages: tuple[Outage, ...]
+    oustings: tuple[Ousting, ...]
     near_servers: bool  # backups read sums where the primary wrote them
     heals_at_ms: int
     paired: bool  # Deterministic is checked: run again under another network seed
@@ -177,6 +196,8 @@ def draw(seed: int) -> Scenario:
     limits = PATIENT if paired else LIMITS
     links = _links(rng)
     replicas = Random(f"replicas of {seed}").choice([1, 1, 2, 2, 2, 3])
+    registered = Random(f"registry of {seed}").random() < 0.5
+    troubled = registered and links is not CALM
     return Scenario(
         seed=seed,
         job=Job(name=f"simulated-{seed}", workers=started, servers=servers, replicas=replicas, limits=limits),
@@ -192,6 +213,9 @@ def draw(seed: int) -> Scenario:
         falls=() if links is CALM else _falls(Random(f"falls of {seed}")),
         losses=_losses(Random(f"losses of {seed}")) if replicas > 1 and not paired else (),
         drains=_drains(Random(f"drains of {seed}")) if replicas > 1 else (),
+        registered=registered,
+        outages=_outages(Random(f"outages of {seed}")) if troubled else (),
+        oustings=_oustings(Random(f"oustings of {seed}")) if troubled else (),
         near_servers=Random(f"hosts of {seed}").random() < 0.5,
         heals_at_ms=rng.randint(800, 2400),
         paired=paired,
@@ -301,6 +325,18 @@ def _losses(rng: Random) -> tuple[Loss, ...]:
 
 def _drains(rng: Random) -> tuple[Drain, ...]:
     return tuple(Drain(rng.randint(100, 1500), rng.randrange(12)) for _ in range(rng.choice([0, 0, 0, 1, 2])))
+
+
+def _outages(rng: Random) -> tuple[Outage, ...]:
+    """Some end before the leader's lease does: then nobody notices."""
+    return tuple(
+        Outage(rng.randint(100, 1800), rng.choice([60, 120, 250, 450]), rng.random() < 0.5)
+        for _ in range(rng.choice([0, 1, 1, 2]))
+    )
+
+
+def _oustings(rng: Random) -> tuple[Ousting, ...]:
+    return tuple(Ousting(rng.randint(100, 1800)) for _ in range(rng.choice([0, 0, 1, 1, 2])))
 
 
 def _freezes(rng: Random, workers: int) -> tuple[Freeze, ...]:

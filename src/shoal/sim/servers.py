@@ -63,6 +63,7 @@ class Servers:
         server = Server(index, world.machines.shard(index, scenario.job.limits), t.Store(scenario.spec))
         self.every.append(server)
         world.heard_at[server.name] = world.now
+        world.succession.joined(server.name)
         world.at(world.now + self.rng.randint(0, scenario.job.limits.tick_ms), partial(self._tick, server))
         opened = sh.Open(f"simulated:{index}", pid=100 + index, host=f"host {index % 3}")
         world.at(world.now + self.rng.randint(0, within_ms), partial(self.step, server, opened))
@@ -93,6 +94,7 @@ class Servers:
         if server.gone or world.put_off(server.name, partial(self._tick, server), first=True):
             return
         self.step(server, k.Tick())
+        world.succession.tick(server.name)
         world.at(world.now + world.scenario.job.limits.tick_ms, partial(self._tick, server))
 
     def step(self, server: Server, event: object) -> None:

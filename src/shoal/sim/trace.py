@@ -91,6 +91,30 @@ class Entered:
 
 
 @dataclass(frozen=True)
+class Led:
+    """The registry lets a coordinator of this epoch lead."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Spoke:
+    """A coordinator sends something. until: as long as the registry has told it that it leads, by its own clock."""
+
+    epoch: int
+    now: int
+    until: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A placement is in the registry now, written by the coordinator of this epoch."""
+
+    epoch: int
+    view: int
+
+
+@dataclass(frozen=True)
 class Gone:
     """A worker's process ended. killed: it did not leave of its own will."""
 
@@ -115,8 +139,8 @@ class Ended:
     staged: Mapping[int, tuple[Contributor, ...]]
 
 
-Fact = Said | Told | Admitted | Performed | Freed | Published | Saw | Entered | Gone | Ended
-FACTS = (Said, Told, Admitted, Performed, Freed, Published, Saw, Entered, Gone, Ended)
+Fact = Said | Told | Admitted | Performed | Freed | Published | Saw | Entered | Led | Spoke | Kept | Gone | Ended
+FACTS = (Said, Told, Admitted, Performed, Freed, Published, Saw, Entered, Led, Spoke, Kept, Gone, Ended)
 
 FORGED = -666.0  # a number that only messages of an older epoch carry
 
@@ -273,6 +297,8 @@ class Trace:
     freed: set[tuple[int, Contributor]] = field(default_factory=set)
     states: list[dict[int, int]] = field(default_factory=list)  # by version: the one right state
     killed: set[tuple[int, int]] = field(default_factory=set)
+    led: int = 0  # the last epoch under which some coordinator led
+    kept: tuple[int, int] = (0, 0)  # (epoch, view) of the placement in the registry
     books: Books = field(init=False)
 
     def __post_init__(self) -> None:
@@ -309,6 +335,10 @@ class Trace:
                 self.applied[shard] = seq
             case Freed(shard=shard, contributors=contributors):
                 self.freed.update((shard, contributor) for contributor in contributors)
+            case Led(epoch=epoch):
+                self.led = epoch
+            case Kept(epoch=epoch, view=view):
+                self.kept = (epoch, view)
             case Gone(worker=worker, incarnation=incarnation, killed=True):
                 self.killed.add((worker, incarnation))
             case _:

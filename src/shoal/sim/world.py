@@ -17,6 +17,7 @@ from random import Random
 
 from shoal.core import machine as k
 from shoal.core.coordinator import RUNNING, Coordinator
+from shoal.core.following import Following
 from shoal.core.recovery import valid
 from shoal.core.session import Session
 from shoal.core.shard import Shard
@@ -25,8 +26,10 @@ from shoal.sim.faults import Network
 from shoal.sim.frozen import FOR_GOOD, Frozen
 from shoal.sim.invariants import Violation, check
 from shoal.sim.mishaps import Mishaps
+from shoal.sim.registry import Registry
 from shoal.sim.scenario import Scenario
 from shoal.sim.servers import REACHED_MS, Payload, Servers
+from shoal.sim.succession import Succession
 from shoal.sim.transcript import Line
 from shoal.sim.worker import Life, Thread, Wish
 from shoal.vocabulary import COORDINATOR, Contributor, server_name
@@ -47,6 +50,8 @@ class Machines:
     coordinator: Callable[..., Coordinator] = Coordinator
     shard: Callable[..., Shard] = Shard
     session: Callable[..., Session] = Session
+    registry: Callable[..., Registry] = Registry
+    following: Callable[..., Following] = Following
 
 
 @dataclass
@@ -64,6 +69,9 @@ class Figures:
     losses: int = 0
     drains: int = 0
     breaks: int = 0
+    outages: int = 0
+    oustings: int = 0
+    deposed: int = 0  # coordinators whose lease ended while they lived
 
 
 class World:
@@ -83,21 +91,24 @@ class World:
         self.lines: deque[Line] = deque(maxlen=lines_max)
         self.network = Network(scenario, seed=hash((scenario.seed, network_seed)))
         self.trace = t.Trace(scenario.spec, scenario.job.servers * scenario.job.replicas)
-        self.coordinator = self.machines.coordinator(scenario.job)
         self.lives: dict[int, Life] = {}
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
         self._count = 0
         self._lives_started = 0
-        self.reign = 1  # the epoch of the coordinator; what another one sent, or was sent, is lost
-        self.headless = False  # there is none
         self.starting = 0  # workers that will come yet
         self._stopped = False  # for want of a server
         self.heard_at: dict[str, int] = {}  # by server: its last sign of life that arrived
         self.frozen = Frozen(scenario.job.limits.lease_ms)
         self._wishes: dict[int, tuple[Thread, Wish]] = {}  # by nonce
-        self.last_words: dict[int, deque[tuple[str, m.Message, Payload]]] = {}  # by nonce
+        self.last_words: dict[int, deque[tuple[str, m.Message, Payload, int]]] = {}  # by nonce
         self._rng = Random(hash((scenario.seed, network_seed, 7)))
         self.servers = Servers(self, self._rng)
+        self.succession = Succession(self, Random(hash((scenario.seed, network_seed, 8))))
+        self.reign = self.succession.begin()  # the epoch of the coordinator that leads, or led last
+        self.coordinator = self.machines.coordinator(scenario.job, epoch=self.reign)
+        self.reigns = {self.reign: self.coordinator}  # those that live, by epoch
+        self.taken_over = False  # some coordinator has taken another one's place
+        self._unsettled = False  # what the last one did is not all known to the one that leads now
 
     def run(self) -> None:
         """Run to the end of the job (Violation if an invariant does not hold)."""
@@ -113,6 +124,11 @@ class World:
             self.note(t.Ended({server.index: tuple(server.store.staged) for server in self.servers}))
 
     # --- the coordinator's end, and another one's beginning ----------------------------------------
+
+    @property
+    def headless(self) -> bool:
+        """Nobody leads: the one that led last is gone."""
+        return self.reign not in self.reigns
 
     @property
     def begun(self) -> bool:
@@ -137,16 +153,36 @@ class World:
     def fall(self) -> None:
         """The coordinator is gone. An entry that reached no shard never happened."""
         self.figures.falls += 1
-        self.headless = True
-        self.reign += 1
         self.line(COORDINATOR, "", "is killed")
-        self.trace.forget(self._known())
+        self._gone(self.reign)
+        if not self.succession.on:
+            self.reign += 1
 
-    def rise(self) -> None:
-        """A coordinator of the next epoch begins."""
-        self.headless = False
-        self.coordinator = self.machines.coordinator(self.scenario.job, epoch=self.reign, recovers=True)
-        self.line(COORDINATOR, "", f"of epoch {self.reign} begins")
+    def _gone(self, epoch: int) -> None:
+        """A coordinator's process has ended."""
+        del self.reigns[epoch]
+        self.frozen.thaws.pop(self.office(epoch), None)
+        self.succession.ended(epoch)
+        if epoch == self.reign and self.recoverable:
+            self.trace.forget(self._known())
+
+    def rise(self, epoch: int) -> None:
+        """A coordinator of the next epoch begins; the one before may still live."""
+        thaw = self.frozen.thaws.pop(COORDINATOR, None)
+        former, self.reign, self.taken_over = self.reign, epoch, True
+        if thaw is not None:
+            self.frozen.thaws[self.office(former)] = thaw
+        self._unsettled = former in self.reigns
+        self.coordinator = self.machines.coordinator(self.scenario.job, epoch=epoch, recovers=True)
+        self.reigns[epoch] = self.coordinator
+        self.line(COORDINATOR, "", f"of epoch {epoch} begins")
+        self.succession.inaugurate(epoch)
+        if self.succession.on:
+            self._tick_coordinator(epoch)
+
+    def office(self, epoch: int) -> str:
+        """The name of a coordinator's node, for what stops it."""
+        return COORDINATOR if epoch == self.reign else f"coordinator of epoch {epoch}"
 
     # --- what happens when ----------------------------------------------------------------------
 
@@ -168,7 +204,8 @@ class World:
 
     def _prepare(self) -> None:
         scenario = self.scenario
-        self.at(0, self._tick_coordinator)
+        self.at(0, self._tick_coordinator if not self.succession.on else partial(self._tick_coordinator, self.reign))
+        self.succession.inaugurate(self.reign)
         for _ in range(scenario.job.servers * scenario.job.replicas):
             self.servers.start(within_ms=50)
         for habits in scenario.workers:
@@ -217,46 +254,67 @@ class World:
         self.figures.stopped += 1
         self._stopped = True
 
-    def _tick_coordinator(self) -> None:
-        if self.put_off(COORDINATOR, self._tick_coordinator, first=True):
+    def _tick_coordinator(self, epoch: int | None = None) -> None:
+        """epoch: of the one that ticks; None: whichever leads."""
+        if epoch is not None and epoch not in self.reigns:
             return
-        self.step_coordinator(k.Tick())
-        self.at(self.now + self.scenario.job.limits.tick_ms, self._tick_coordinator)
+        office = self.office(self.reign if epoch is None else epoch)
+        if self.put_off(office, partial(self._tick_coordinator, epoch), first=True):
+            return
+        self.step_coordinator(k.Tick(), epoch)
+        self.at(self.now + self.scenario.job.limits.tick_ms, partial(self._tick_coordinator, epoch))
 
     def _tick_worker(self, life: Life) -> None:
         if not life.over and not self.put_off(life.name, partial(self._tick_worker, life), first=True):
             self.step_session(life, k.Tick())
+            self.succession.tick(life.name)
             self.resume(life)
             self.at(self.now + self.scenario.job.limits.tick_ms, partial(self._tick_worker, life))
 
-    def step_coordinator(self, event: object) -> None:
-        if self.headless:
+    def step_coordinator(self, event: object, epoch: int | None = None) -> None:
+        """Let a coordinator take an event, and perform what it answers. epoch: its own; None: the one that leads."""
+        epoch = self.reign if epoch is None else epoch
+        machine = self.reigns.get(epoch)
+        if machine is None or self.put_off(self.office(epoch), partial(self.step_coordinator, event, epoch)):
             return
-        if self.put_off(COORDINATOR, partial(self.step_coordinator, event)):
-            return
-        learning = self.coordinator.recovery.accounts is None
-        effects = self.coordinator.step(event, self.now)
-        learnt = learning and self.coordinator.recovery.accounts is not None
-        if learnt and self.coordinator.log.since < len(self.trace.log):
-            # Entries that only a server had that did not answer in time never happened: a second fault at once.
-            self.trace.forget(self.coordinator.log.since)
+        learning = machine.recovery.accounts is None
+        effects = machine.step(event, self.now)
+        if learning and machine.recovery.accounts is not None and epoch == self.reign:
+            self._settle(machine.log.since)
         for effect in effects:
             match effect:
                 case k.Send(to=to, message=message):
-                    if isinstance(message, m.Commit) and message.seq == len(self.trace.log) + 1:
-                        self._entered(message)
-                    self.note(t.Said(to, message))
-                    self.send(COORDINATOR, to, message)
+                    self.succession.spoke(epoch)
+                    if self.heeded(epoch):
+                        if isinstance(message, m.Commit) and message.seq == len(self.trace.log) + 1:
+                            self._entered(message, machine)
+                        self.note(t.Said(to, message))
+                    self.send(COORDINATOR, to, message, epoch=epoch)
                 case k.Manifest(version=version):
                     self.line(COORDINATOR, "", effect)
-                    recorded = partial(self.step_coordinator, k.Recorded(version))
-                    self.after(MANIFEST_MS, partial(self._unless_over, self.reign, recorded))
+                    self.after(MANIFEST_MS, partial(self.step_coordinator, k.Recorded(version), epoch))
+                case k.Keep(placed):
+                    self.succession.keep(epoch, placed)
+                case k.Halt(reason=reason) if machine.deposed:
+                    self.figures.deposed += 1
+                    self.line(COORDINATOR, "", f"ends: {reason}")
+                    self._gone(epoch)
                 case k.Halt(reason=reason):
                     self._halted(reason)
                 case k.Log() | k.Begun():
                     self.line(COORDINATOR, "", effect)
                 case other:
                     raise TypeError(f"a coordinator has no effect {other!r}")
+
+    def heeded(self, epoch: int) -> bool:
+        """Whether what the coordinator of this epoch says and hears counts: no later one has learnt the log."""
+        return epoch == self.reign or (self.taken_over and self.coordinator.recovery.accounts is None)
+
+    def _settle(self, since: int) -> None:
+        """A new coordinator has learnt the log: what it did not find never happened."""
+        if self._unsettled or since < len(self.trace.log):
+            self.trace.forget(min(since, len(self.trace.log)))
+        self._unsettled = False
 
     def _halted(self, reason: str) -> None:
         """The coordinator gave up: right only when a server was silent for too long, as faults may have it."""
@@ -265,8 +323,9 @@ class World:
         lost = [server.index for server in self.servers.every if server.gone or server.name in silent]
         chains = [chain for shard, chain in enumerate(self.trace.chains) if shard in self.coordinator.replicas.lost]
         seen = max((life.session.version for life in self.lives.values()), default=0)
-        twice = self.reign > 1 and self.scenario.cuts and seen > self.coordinator.log.version  # two faults at once
-        early = self.reign > 1 and not self.trace.log
+        second = self.scenario.cuts or self.figures.losses or self.figures.drains
+        twice = self.taken_over and second and seen > self.coordinator.log.version  # two faults at once
+        early = self.taken_over and not self.trace.log
         lacking = not lost or any(set(chain) - set(lost) - self.trace.filling for chain in chains)
         if lacking and not early and not twice:
             raise Violation("Progress", f"the coordinator gave up: {reason}")
@@ -274,10 +333,10 @@ class World:
         self.figures.stopped += 1
         self._stopped = True
 
-    def _entered(self, commit: m.Commit) -> None:
+    def _entered(self, commit: m.Commit, machine: Coordinator) -> None:
         """An update enters the log: with replicas, each of them must hold its sum."""
         if commit.contributors and self.scenario.job.replicas > 1:
-            placed = [self.servers[index] for index in self.coordinator.log.servers]
+            placed = [self.servers[index] for index in machine.log.servers]
             lacking = [server.index for server in placed if server.shard.replica.sum != commit.contributors]
             self.note(t.Entered(commit.seq, tuple(index for index in lacking if not self.servers[index].gone)))
 
@@ -290,7 +349,7 @@ class World:
                 case k.Send(to=to, message=message):
                     blocks = message.blocks if isinstance(message, m.Stage) else ()
                     tags = life.arena if life.habits.near else {block: life.gradients[block] for block in blocks}
-                    self.last_words[life.nonce].append((to, message, tags))
+                    self.last_words[life.nonce].append((to, message, tags, self.succession.led_by(life.name)))
                     self.send(life.name, to, message, tags)
                 case k.Fresh(version=version, clock=clock, committed=committed):
                     self.line(life.name, "", effect)
@@ -336,32 +395,43 @@ class World:
 
     # --- messages -------------------------------------------------------------------------------
 
-    def send(self, source: str, target: str, message: m.Message, payload: Payload | None = None) -> None:
+    def send(
+        self, source: str, target: str, message: m.Message, payload: Payload | None = None, epoch: int | None = None
+    ) -> None:
+        """epoch: of the coordinator that sends; a node's words go to the one that it is connected to."""
         arrivals = self.network.arrivals(source, target, self.now)
         self.line(source, target, message, "" if arrivals else "lost")
-        led = COORDINATOR in (source, target)
+        if target == COORDINATOR:
+            epoch = self.succession.led_by(source)
         for when in arrivals:
-            arrive = partial(self.arrive, source, target, message, {} if payload is None else payload)
-            self.at(when, partial(self._unless_over, self.reign, arrive) if led else arrive)
+            self.at(when, partial(self.pass_on, source, target, message, {} if payload is None else payload, epoch))
 
-    def _unless_over(self, reign: int, arrive: Callable[[], None]) -> None:
-        """What goes to or from a coordinator goes down with its connections."""
-        if reign == self.reign:
-            arrive()
+    def pass_on(self, source: str, target: str, message: m.Message, payload: Payload, epoch: int | None) -> None:
+        """A message arrives, unless it went down with the connection to its coordinator."""
+        led = COORDINATOR in (source, target)
+        if not led or epoch is None or self.succession.passes(epoch, source, target, message):
+            self.arrive(source, target, message, payload, epoch)
 
-    def arrive(self, source: str, target: str, message: m.Message, payload: Payload) -> None:
+    def arrive(
+        self, source: str, target: str, message: m.Message, payload: Payload, epoch: int | None = None
+    ) -> None:
+        """epoch: of the coordinator that sent it, or that it is for; None: of the one that leads."""
         received = k.Received(source, message)
         self.frozen.arrived(source, target, self.now)
         if source in self.heard_at and isinstance(message, m.Heartbeat | m.Register):
             self.heard_at[source] = self.now
-        if self.put_off(target, partial(self.arrive, source, target, message, payload)):
+        again = partial(self.arrive, source, target, message, payload, epoch)
+        if self.put_off(target if target != COORDINATOR else self.office(epoch or self.reign), again):
             return
+        if source == COORDINATOR and epoch is not None and epoch == self.succession.led_by(target):
+            self.succession.heard(target)
         kind, _, number = target.partition("/")
         match kind:
             case "coordinator":
-                if not self.headless:
+                epoch = epoch or self.reign
+                if epoch in self.reigns and self.heeded(epoch):
                     self.note(t.Told(source, message))
-                self.step_coordinator(received)
+                self.step_coordinator(received, epoch)
             case "server":
                 self.servers.arrive(self.servers[int(number)], source, message, payload)
             case _:
@@ -399,6 +469,7 @@ class World:
         habits = self.scenario.workers[rank]
         life = Life(self.scenario, habits, nonce, session, self.trace, self._rng, self.step_session)
         self.lives[rank] = life
+        self.succession.joined(life.name)
         self.last_words[nonce] = deque(maxlen=GHOSTS_PER_DEATH)
         self.line(life.name, "", f"starts (nonce {nonce})")
         thread = life.thread()
@@ -456,6 +527,23 @@ class World:
     def relaunch(self, rank: int, span: tuple[int, int]) -> None:
         self.starting += 1
         self.after(span, partial(self._start, rank))
+
+    def notice(self, node: str, event: k.Lost | k.Regained) -> None:
+        """A node hears that a connection of its broke, or is back."""
+        if self.put_off(node, partial(self.notice, node, event)):
+            return
+        self.succession.noticed(node, event)
+        kind, _, number = node.partition("/")
+        match kind:
+            case "coordinator":
+                for epoch in list(self.reigns):
+                    self.step_coordinator(event, epoch)
+            case "server":
+                self.servers.step(self.servers[int(number)], event)
+            case _:
+                if (life := self.lives.get(int(number))) is not None:
+                    self.step_session(life, event)
+                    self.resume(life)
 
     def line(self, source: str, target: str, what: object, note: str = "") -> None:
         self.lines.append(Line(self.now, source, target, what, note))

@@ -228,6 +228,8 @@ class MemberStatus(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Status(Message, frozen=True, array_like=True, tag=True):
+    """buried: (worker, process) of those whose last life was declared dead."""
+
     job: str
     phase: str
     waiting: str  # what the job waits for, in words; "" when nothing
@@ -238,6 +240,7 @@ class Status(Message, frozen=True, array_like=True, tag=True):
     data_epoch: int
     samples_committed: int
     samples: int
+    buried: tuple[tuple[int, int], ...] = ()
 
 
 Any = (

@@ -44,6 +44,7 @@ class Binding:
             Landing(item.parameter, worker.parameter_memory(index)) for index, item in enumerate(members)
         ]
         self.chance = Chance(worker)
+        self.every = 1  # steps of the training loop in a clock
         self._worker = worker
         self._early: set[int] = set()  # members that arrived before the rest of their version
         self._spoiled = False  # parameters that lie in the servers' memory hide it behind what was written here

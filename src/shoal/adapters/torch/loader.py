@@ -75,8 +75,8 @@ class Loader:
 
     def __len__(self) -> int:
         """About how many batches this worker gets in one pass, if all workers are equally quick."""
-        leases = -(-self._size // (self._worker.workers * self._batch_size * self._accumulate))
-        return leases * self._accumulate
+        leases = -(-self._size // (self._worker.workers * self._batch_size * self._together))
+        return leases * self._together
 
     def __iter__(self) -> Iterator[Any]:
         # The worker counts, not this object: a loader made anew for every pass goes on where the last one ended.
@@ -89,7 +89,7 @@ class Loader:
         order = self._order(epoch)
         while (lease := self._lease(epoch)) is not None:
             positions = np.concatenate([np.arange(start, stop) for start, stop in lease.spans])
-            parts = min(self._accumulate, len(positions))
+            parts = min(self._together, len(positions))
             for indices in np.array_split(positions if order is None else order[positions], parts):
                 yield self._batch(indices)
 
@@ -101,12 +101,18 @@ class Loader:
             binding.chance.remember(self._worker.clock)  # who waited for samples may have passed over clocks
         return lease
 
+    @property
+    def _together(self) -> int:
+        """Batches that are leased together: those of a step, or of all steps in a window of LocalSteps."""
+        binding = binding_of(self._worker)
+        return self._accumulate * (1 if binding is None else binding.every)
+
     def _described(self) -> Dataset:
         binding = binding_of(self._worker)
         balance = self._balance
         if balance is None:
             balance = binding is not None and binding.policy.kind == "bounded"
-        return Dataset(self._size, self._batch_size * self._accumulate, self._seed, balance)
+        return Dataset(self._size, self._batch_size * self._together, self._seed, balance)
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64] | None:
         if not self._shuffle:

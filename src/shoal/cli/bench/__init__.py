@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from shoal.cli.bench import exchange, fleet, link, overlap, replication, scale, snapshot, straggler
+from shoal.cli.bench import exchange, fleet, learn, link, overlap, replication, scale, snapshot, straggler
 
 bench_app = typer.Typer(name="bench", no_args_is_help=True, rich_markup_mode=None)
 bench_app.command("exchange")(exchange.exchange)
@@ -16,6 +16,7 @@ bench_app.command("overlap")(overlap.overlap)
 bench_app.command("link")(link.link)
 bench_app.command("scale")(scale.scale)
 bench_app.command("snapshot")(snapshot.snapshot)
+bench_app.command("learn")(learn.learn)
 bench_app.command("straggler")(straggler.straggler)
 bench_app.command("fleet")(fleet.fleet)
 bench_app.command("replication")(replication.replication)

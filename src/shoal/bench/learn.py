@@ -1,0 +1,183 @@
+"""What sending less costs in learning: one small GPT, by many methods, from the same seeds.
+
+A character-level GPT of 2 layers, 64 wide, learns `text` on four workers: each method takes the same number of steps of
+the same batches. Counted are the bytes that all workers sent and received, at their transports (tcp), and the loss
+over the whole validation split of the parameters that the servers end with. The sources of the methods are named in
+docs/codecs.md and docs/local_steps.md.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from shoal.errors import ConfigurationError, JobError
+from shoal.launch.local import launch
+
+PROGRAM = ("-m", "shoal.bench.learn_worker")
+STEP, RESULT = "LEARN STEP ", "LEARN RESULT "  # how the lines of its workers begin
+
+Show = Callable[[str, int, int], None]  # what is under way, steps done, steps in all
+
+
+class Method(msgspec.Struct, frozen=True):
+    """One row. every: inner steps between two exchanges; 0: none, each step is the servers'. outer_rate, momentum: of
+    the outer step. quorum: share of the workers that a commit waits for. late: how much longer the last worker takes.
+    """
+
+    name: str
+    what: str
+    push: str = ""
+    every: int = 0
+    outer_rate: float = 0.7
+    momentum: float = 0.9
+    quorum: float = 1.0
+    late: float = 0.0
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("sync", "Sync, dense"),
+        Method("sync-int8", "Sync, int8", push="int8"),
+        Method("sync-int4", "Sync, int4", push="int4"),
+        Method("sync-quorum", "Sync, slowest of four dropped", quorum=0.75, late=1.0),
+        Method("diloco", "DiLoCo, H=50", every=50),
+        Method("diloco-e3m0", "DiLoCo, H=50, e3m0", every=50, push="e3m0"),
+        Method("diloco-2bit", "DiLoCo, H=50, 2 bits with error feedback", every=50, push="2bit"),
+        Method("average", "plain averaging, H=50", every=50, outer_rate=1.0, momentum=0.0),
+        Method("diloco-h10", "DiLoCo, H=10", every=10),
+        Method("diloco-h2", "DiLoCo, H=2, rate rule on", every=2),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to learn, by which methods. batch: sequences of one worker in a step."""
+
+    text: str
+    names: tuple[str, ...] = tuple(METHODS)
+    seeds: int = 3
+    steps: int = 1500
+    workers: int = 4
+    batch: int = 12
+
+    def check(self) -> None:
+        """Raises ConfigurationError for what cannot be measured."""
+        for name in self.names:
+            if name not in METHODS:
+                raise ConfigurationError(f"--only {name}: known are {', '.join(METHODS)}")
+        for name in ("seeds", "steps", "workers", "batch"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"--{name} {getattr(self, name)} must be at least 1")
+        if not Path(self.text).is_file():
+            raise ConfigurationError(f"--text {self.text}: there is no such file")
+
+
+class Lesson(msgspec.Struct, frozen=True):
+    """What one run's workers are told."""
+
+    method: Method
+    seed: int
+    text: str
+    steps: int
+    batch: int
+
+
+class Lived(msgspec.Struct, frozen=True):
+    """What a worker says at its end. val_loss: of the worker of rank 0 alone. received, sent: bytes, from its first
+    step on. seconds: of all its steps."""
+
+    rank: int
+    received: int
+    sent: int
+    seconds: float
+    val_loss: float | None = None
+
+
+class Run(msgspec.Struct, frozen=True):
+    """One method from one seed. bytes: of all workers, both ways."""
+
+    seed: int
+    val_loss: float
+    bytes: int
+    seconds: float
+
+
+class LearnRow(msgspec.Struct, frozen=True):
+    """One method. val_loss, bytes: the medians over seeds."""
+
+    name: str
+    what: str
+    seeds: list[int]
+    val_loss: float
+    bytes: int
+    seconds: float
+    runs: list[Run]
+
+
+def learn(plan: Plan, show: Show) -> Iterator[LearnRow]:
+    """A row for each method as it is done. Raises JobError when one of its processes fails."""
+    plan.check()
+    total = len(plan.names) * plan.seeds * plan.steps
+    done = 0
+    for name in plan.names:
+        runs: list[Run] = []
+        for seed in range(plan.seeds):
+            shown = partial(_shown, show, f"{name}, seed {seed}", done, total)
+            runs.append(_run(plan, METHODS[name], seed, shown))
+            done += plan.steps
+        show(f"{name} is done", done, total)
+        yield _row(METHODS[name], runs)
+
+
+def _shown(show: Show, title: str, done: int, total: int, step: int) -> None:
+    show(title, done + step, total)
+
+
+def _row(method: Method, runs: Sequence[Run]) -> LearnRow:
+    losses, moved = [run.val_loss for run in runs], [run.bytes for run in runs]
+    return LearnRow(
+        name=method.name,
+        what=method.what,
+        seeds=[run.seed for run in runs],
+        val_loss=statistics.median(losses),
+        bytes=round(statistics.median(moved)),
+        seconds=statistics.median(run.seconds for run in runs),
+        runs=list(runs),
+    )
+
+
+def _run(plan: Plan, method: Method, seed: int, at: Callable[[int], None]) -> Run:
+    lesson = Lesson(method, seed, str(Path(plan.text).absolute()), plan.steps, plan.batch)
+    lived: list[Lived] = []
+    others: list[str] = []
+
+    def line(source: str, text: str) -> None:
+        if text.startswith(STEP):
+            at(int(text.removeprefix(STEP)))
+        elif text.startswith(RESULT):
+            lived.append(msgspec.json.decode(text.removeprefix(RESULT), type=Lived))
+        else:
+            others.append(f"{source}: {text}")
+
+    began = time.monotonic()
+    command = (*PROGRAM, msgspec.json.encode(lesson).decode())
+    status = launch(command, plan.workers, 1, max_restarts=0, on_line=line, env=_environment())
+    if status != 0 or len(lived) < plan.workers:
+        ended = f"{len(lived)} of {plan.workers} workers came to an end"
+        raise JobError(f"{method.name}, seed {seed}: {ended}: {others[-3:]}")
+    losses = [each.val_loss for each in lived if each.val_loss is not None]
+    return Run(seed, losses[0], sum(each.received + each.sent for each in lived), time.monotonic() - began)
+
+
+def _environment() -> Mapping[str, str]:
+    return {**os.environ, "SHOAL_TRANSPORT": "tcp", "OMP_NUM_THREADS": "1"}
