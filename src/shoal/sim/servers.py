@@ -146,7 +146,8 @@ class Servers:
     def _halt(self, server: Server, reason: str) -> None:
         """A server gives up: right only if the coordinator was silent, or gave its part to another."""
         world = self.world
-        out = server.index in world.coordinator.replicas.gone
+        coordinators = (world.coordinator, *world.reigns.values())  # one that leads no more may have let it go before
+        out = any(server.index in coordinator.replicas.gone for coordinator in coordinators)
         if not out and not world.frozen.may_give_up(server.name, world.now):
             raise Violation("Progress", f"{server.name} gave up: {reason}")
         world.line(server.name, "", f"gives up: {reason}")
