@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +34,7 @@ def main(
 ) -> None:
     """Train a real GPT on 3 servers with 2 replicas and 3 workers while processes are killed and stopped, links
     cut and slow, disks full, and bytes flipped; check that nothing is lost, counted twice, or left behind."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # whoever is told so leaves no job behind
     seed = random.SystemRandom().randrange(1 << 31) if seed < 0 else seed
     console = Console(stderr=as_json, highlight=False, soft_wrap=True)
     if not console.is_terminal:

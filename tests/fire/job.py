@@ -51,7 +51,7 @@ class Setting:
     workers: int = 3
     servers: int = 3
     replicas: int = 2
-    pause: float = 0.01
+    pause: float = 0.02  # of a worker between steps: two cores have time left for processes that start again
     transport: str = "auto"
     lease_ms: int = LEASE_MS
 
@@ -154,10 +154,15 @@ class Job:
             self.look()
             time.sleep(POLL_SECONDS)
 
-    def committed(self, version: int) -> bool:
-        """Whether a worker was told of that version."""
+    def told(self, commits: int) -> bool:
+        """Whether workers were told of so many commits."""
         self.look()
-        return self.notes.version >= version
+        return len(self.notes.commits) >= commits
+
+    def reached(self, clock: int) -> bool:
+        """Whether a worker is done with that clock."""
+        self.look()
+        return self.notes.clock >= clock
 
     def whole(self) -> bool:
         """Whether every shard has all of its replicas, and every worker is there, none of them one that is gone."""
@@ -210,7 +215,8 @@ class Job:
     def end(self) -> list[dict[str, Any]]:
         """Let the job come to its end; returns the results of its workers, the newest last."""
         draft = self.folder / "enough.new"
-        until = self.notes.look() + 100
+        self.notes.look()
+        until = self.notes.clock + 100
         draft.write_text(str(until))
         draft.rename(self.folder / "enough")
         return self.ended()

@@ -49,15 +49,15 @@ def run(steps: int, seed: int, folder: Path, faults: tuple[str, ...]) -> Outcome
     limit = 60 + steps * STEP_SECONDS_MAX
     try:
         with Job(folder, setting) as job:
-            job.wait_for(lambda: job.committed(steps // WARM_PART) and job.whole(), "the job is warm", limit)
+            job.wait_for(lambda: job.reached(steps // WARM_PART) and job.whole(), "the job is warm", limit)
             job.resident.clear()
             for place, name in enumerate(faults, start=1):
                 at = steps * place // (len(faults) + 2)
-                job.wait_for(lambda at=at: job.committed(at) and job.whole(), f"version {at}", limit)  # type: ignore[misc]
+                job.wait_for(lambda at=at: job.reached(at) and job.whole(), f"clock {at}", limit)  # type: ignore[misc]
                 outcome.faults.append(strike(job, 0, NAMED[name], chance))
             results = job.ended(limit)
             check(job, results)
-            outcome.resident, outcome.commits = job.resident, job.notes.version
+            outcome.resident, outcome.commits = job.resident, len(job.notes.commits)
         if job.left_behind:
             raise Burnt(f"left behind: {', '.join(job.left_behind)}")
     except Burnt as error:

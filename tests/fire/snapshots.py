@@ -55,29 +55,41 @@ def _damaged(job: Job, chance: Random, damage: Callable[[Path], None]) -> str:
     before, path = _taken(job, chance), _taken(job, chance)
     file = chance.choice(sorted(path.glob("shard-*.safetensors")))
     damage(file)
-    verified = _shoal(job, "snapshot", "verify", path)
-    if verified.returncode != 1 or file.name not in verified.stderr:
-        raise Burnt(f"`shoal snapshot verify` of a damaged {file} said {verified.stdout}{verified.stderr}")
     script = (TRAINING, job.folder / "resumed", job.setting.model, 0)
-    resumed = _shoal(job, "run", "--workers", 1, "--resume", path, *script)
-    said = " ".join((resumed.stdout + resumed.stderr).split())
-    if resumed.returncode == 0 or file.name not in said or before.name not in said:
-        raise Burnt(f"`shoal run --resume` of a damaged {file} ended with {resumed.returncode}: {said}")
+    verifying = _shoal(job, "snapshot", "verify", path)
+    resuming = _shoal(job, "run", "--workers", 1, "--resume", path, *script)
+    status, said = _told(verifying)
+    if status != 1 or file.name not in said:
+        raise Burnt(f"`shoal snapshot verify` of a damaged {file} ended with {status}: {said}")
+    status, said = _told(resuming)
+    if status == 0 or file.name not in said or before.name not in said:
+        raise Burnt(f"`shoal run --resume` of a damaged {file} ended with {status}: {said}")
     file.unlink()
     return f"{file.name} of {path.name}"
 
 
-def _shoal(job: Job, *arguments: object) -> subprocess.CompletedProcess[str]:
+def _shoal(job: Job, *arguments: object) -> subprocess.Popen[str]:
+    """Start such a command, away from the job."""
     (job.folder / "elsewhere").mkdir(exist_ok=True)
-    return subprocess.run(
+    return subprocess.Popen(
         [*SHOAL, *map(str, arguments)],
         env=environment(job.folder / "elsewhere") | {"COLUMNS": "1000"},
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=COMMAND_SECONDS,
-        check=False,
     )
+
+
+def _told(command: subprocess.Popen[str]) -> tuple[int, str]:
+    """How the command ended, and what it said, on one line."""
+    try:
+        said, _ = command.communicate(timeout=COMMAND_SECONDS)
+    except subprocess.TimeoutExpired:
+        command.kill()
+        said, _ = command.communicate()
+        said = f"(killed after {COMMAND_SECONDS:g} s) {said}"
+    return command.returncode, " ".join(said.split())
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -101,11 +102,19 @@ class Training:
                 self.opt.step()
                 self.opt.zero_grad()
                 samples = numbers.tolist() if self.counts else []
-                note = [time.monotonic(), os.getpid(), clock, self.ps.worker.version, self.passes, samples]
+                facts = [clock, self.ps.worker.version, self.checksum(), self.passes, samples]
+                note = [time.monotonic(), os.getpid(), *facts]
                 notes.write(json.dumps(note) + "\n")
                 self.take_snapshot()
                 time.sleep(self.pause)
         self.write_result()
+
+    def checksum(self) -> int:
+        """Of all parameters, as they are now."""
+        found = 0
+        for parameter in (*self.gpt.parameters(), self.seen):
+            found = zlib.crc32(parameter.detach().numpy(), found)
+        return found
 
     def take_snapshot(self) -> None:
         """If the test asks for one."""
