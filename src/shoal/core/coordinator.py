@@ -153,7 +153,10 @@ class Coordinator:
 
     def _received(self, source: str, message: m.Message, now: int) -> list[k.Effect]:
         match message:
-            case m.Register() if self.phase == RECOVERING:
+            case m.Register(server=index, holds=holds) if self.phase == RECOVERING:
+                self.recovery.holders.update([index] if holds >= 0 else [])
+                if self.recovery.accounts is not None and holds >= 0 and self.replicas.shard(index) < 0:
+                    self.replicas.gone.add(index)  # the log goes on without it: what it holds is out of date
                 return [*self.formation.register(message, now), k.Send(source, m.Recover(self.epoch))]
             case m.Register(server=index, holds=holds):
                 if self.phase == RUNNING and holds >= 0 and index not in self.membership.servers:
@@ -381,6 +384,7 @@ class Coordinator:
             return self._stop(f"the coordinator of job {self.job.name} died before the job began: start it again")
         silent = recovery.silent(self.replicas.first)
         outdated = silent + self.replicas.recover(recovery.answers.values(), recovery.stable)
+        outdated += [index for index in sorted(recovery.holders) if self.replicas.shard(index) < 0]
         if self.replicas.lost:
             return self._stop(
                 f"shards {self.replicas.lost} were lost while the coordinator was: no server that answered the one of "
@@ -394,7 +398,7 @@ class Coordinator:
         ahead = [resume for resume in recovery.resumes.values() if not self._knows(resume)]
         if ahead:
             return self._resume(worker_name(ahead[0].worker), ahead[0], now)
-        for server in outdated:
+        for server in sorted(set(outdated)):
             self.replicas.gone.add(server)
             self.membership.servers.pop(server, None)
             effects.append(k.Send(server_name(server), m.Stop("what it holds is out of date: start it again")))
@@ -579,7 +583,8 @@ class Coordinator:
                     self.dispatch.take_back(member)  # too late for this commit: someone else will do them
         entry = self.log.update(readies, self.spec.reduction, tuple(samples))
         finishers = self.dispatch.finishers(self.membership.ordered())
-        readers = [] if self._spreads(entry.seq) and entry.contributors else self._readers() + finishers
+        update = entry.seq if entry.contributors else self.log.updated
+        readers = [] if self._spreads(update) else self._readers() + finishers
         effects = self.releases.append(entry, readers, now)
         if self.policy.lockstep:
             for member in self.membership.ordered():

@@ -29,6 +29,7 @@ class Recovery:
     answers: dict[int, m.Recovered] = field(default_factory=dict)  # by server
     resumes: dict[int, m.Resume] = field(default_factory=dict)  # by worker
     gone: set[tuple[int, int]] = field(default_factory=set)  # (worker, incarnation) that left, or were succeeded
+    holders: set[int] = field(default_factory=set)  # servers that said, when they came, that they hold a shard
     succeeded: set[int] = field(default_factory=set)  # workers that were started again
     accounts: Accounts | None = None  # of the whole log, once it is known
     until: int = 0
