@@ -182,7 +182,8 @@ class Recovery:
         member.started_at, member.ended = now, resume.ended
         if lockstep and resume.waiting:
             member.clock = max(member.clock, clock)
-        late = lockstep and member.state == COMPUTING and member.clock < clock  # its clock was settled without it
+        # Its clock was settled without it, and its samples were taken back.
+        late = lockstep and (member.dropped or (member.state == COMPUTING and member.clock < clock))
         member.leases = [] if late else [lease for lease in resume.leases if self._keeps(resume, lease)]
         if resume.dataset is not None:
             member.leasing = True

@@ -110,7 +110,7 @@ class Books:
             seat.asked = m.LeaseRequest(*who, resume.data_epoch, resume.number, resume.dataset)
         open_clock = max([1, *(clock + 1 for clock in self.log_closes.values())])
         lockstep = self.spec.policy.kind == "sync"
-        late = lockstep and not resume.waiting and closed < resume.clock < open_clock
+        late = lockstep and not resume.waiting and resume.clock < open_clock  # what was settled with it is counted
         for lease in resume.leases:
             counted = any(sample in self.accounted for sample in lease_samples(lease))
             held = [self.holder(sample) for sample in lease_samples(lease)]

@@ -172,7 +172,7 @@ class World:
         former, self.reign, self.taken_over = self.reign, epoch, True
         if thaw is not None:
             self.frozen.thaws[self.office(former)] = thaw
-        self._unsettled = former in self.reigns
+        self._unsettled = self._unsettled or bool(self.reigns)
         self.coordinator = self.machines.coordinator(self.scenario.job, epoch=epoch, recovers=True)
         self.reigns[epoch] = self.coordinator
         self.line(COORDINATOR, "", f"of epoch {epoch} begins")
@@ -325,7 +325,7 @@ class World:
         seen = max((life.session.version for life in self.lives.values()), default=0)
         second = self.scenario.cuts or self.figures.losses or self.figures.drains
         twice = self.taken_over and second and seen > self.coordinator.log.version  # two faults at once
-        early = self.taken_over and not self.trace.log
+        early = self.taken_over and not self._known()
         lacking = not lost or any(set(chain) - set(lost) - self.trace.filling for chain in chains)
         if lacking and not early and not twice:
             raise Violation("Progress", f"the coordinator gave up: {reason}")
