@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shoal.codec.codec import push_codec
-from shoal.core.shared import lay_out_pushed
+from shoal.core.shared import lay_out_shared
 from shoal.kernel import Floats
 from shoal.optim import SGD
 from shoal.placement import cut
@@ -44,7 +44,7 @@ def push(encoder: Encoder, tensor: int, values: Floats, clock: int = 1) -> Float
 
 @pytest.fixture
 def encoder() -> Encoder:
-    return Encoder(SPEC, 2, None)
+    return Encoder(SPEC, None)
 
 
 @pytest.mark.parametrize("tensor", [TWO_BITS, SIGN])
@@ -64,7 +64,7 @@ def test_a_contribution_that_no_commit_took_is_in_the_next(encoder: Encoder) -> 
     one, two = gradient(1), gradient(2)
     push(encoder, TWO_BITS, one)
     encoder.end(committed=False)
-    other = Encoder(SPEC, 2, None)
+    other = Encoder(SPEC, None)
     np.testing.assert_allclose(push(encoder, TWO_BITS, two, 2), push(other, TWO_BITS, one + two, 2), atol=1e-5)
 
 
@@ -80,7 +80,7 @@ def test_a_step_that_was_taken_back_never_was(encoder: Encoder) -> None:
 
 def test_residuals_follow_the_scale_of_gradients(encoder: Encoder) -> None:
     """As GradScaler halves its scale: gradients are half as large, and count twice."""
-    other = Encoder(SPEC, 2, None)
+    other = Encoder(SPEC, None)
     for item in (encoder, other):
         push(item, TWO_BITS, gradient(1))
         item.end(committed=True)
@@ -100,11 +100,11 @@ def test_what_loses_little_has_no_residual(encoder: Encoder) -> None:
 
 
 def test_servers_on_this_host_read_it_where_it_is_encoded() -> None:
-    layout = lay_out_pushed(SPEC, 1)
+    layout = lay_out_shared(SPEC, 1)
     assert layout is not None
-    memory = memoryview(bytearray(layout.size_bytes))
-    encoder, own = Encoder(SPEC, 1, memory), Encoder(SPEC, 1, None)
+    memory = memoryview(bytearray(layout.pushed_bytes))
+    encoder, own = Encoder(SPEC, memory), Encoder(SPEC, None)
     for tensor in range(len(SPEC.tensors)):
         np.testing.assert_array_equal(push(encoder, tensor, gradient(3)), push(own, tensor, gradient(3)))
     for block in cut(SPEC):
-        assert memory[layout.blocks[block.index]] == own.block(block.index)
+        assert memory[layout.pushed[block.index]] == own.block(block.index)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -104,7 +103,7 @@ class Lived(msgspec.Struct, frozen=True):
 
 
 class Run(msgspec.Struct, frozen=True):
-    """One method from one seed. bytes: of all workers, both ways."""
+    """One method from one seed. bytes: of all workers, both ways. seconds: of the slowest one's steps."""
 
     seed: int
     val_loss: float
@@ -169,14 +168,13 @@ def _run(plan: Plan, method: Method, seed: int, at: Callable[[int], None]) -> Ru
         else:
             others.append(f"{source}: {text}")
 
-    began = time.monotonic()
     command = (*PROGRAM, msgspec.json.encode(lesson).decode())
     status = launch(command, plan.workers, 1, max_restarts=0, on_line=line, env=_environment())
     if status != 0 or len(lived) < plan.workers:
         ended = f"{len(lived)} of {plan.workers} workers came to an end"
         raise JobError(f"{method.name}, seed {seed}: {ended}: {others[-3:]}")
     losses = [each.val_loss for each in lived if each.val_loss is not None]
-    return Run(seed, losses[0], sum(each.received + each.sent for each in lived), time.monotonic() - began)
+    return Run(seed, losses[0], sum(each.received + each.sent for each in lived), max(each.seconds for each in lived))
 
 
 def _environment() -> Mapping[str, str]:

@@ -27,7 +27,7 @@ Value = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Packed:
-    """One such codec. feedback: it must not be used without error feedback. error: what is lost, in words.
+    """One such codec. feedback: it must not be used without error feedback.
 
     Values are (elements,) float32, encoded (bytes_of(elements),) uint8, both contiguous.
     """
@@ -38,7 +38,6 @@ class Packed:
     level: Level
     value: Value
     feedback: bool
-    error: str
 
     item = np.uint8
 
@@ -207,18 +206,10 @@ _UNPACK = {8: _unpack_8, 4: _unpack_4, 2: _unpack_2, 1: _unpack_1}
 PACKED = {
     codec.name: codec
     for codec in (
-        Packed("int8", 8, quantise.largest, quantise.level_int8, quantise.value_int8, False, "max / 127, unbiased"),
-        Packed("int4", 4, quantise.largest, quantise.level_int4, quantise.value_int4, False, "max / 7, unbiased"),
-        Packed("e3m0", 4, quantise.largest, quantise.level_e3m0, quantise.value_e3m0, False, "a third, or max / 128"),
-        Packed(
-            "2bit",
-            2,
-            quantise.root_mean_square,
-            quantise.level_2bit,
-            quantise.value_2bit,
-            True,
-            "half a root mean square, more of outliers",
-        ),
-        Packed("sign", 1, quantise.mean_magnitude, quantise.level_sign, quantise.value_sign, True, "all but the sign"),
+        Packed("int8", 8, quantise.largest, quantise.level_int8, quantise.value_int8, feedback=False),
+        Packed("int4", 4, quantise.largest, quantise.level_int4, quantise.value_int4, feedback=False),
+        Packed("e3m0", 4, quantise.largest, quantise.level_e3m0, quantise.value_e3m0, feedback=False),
+        Packed("2bit", 2, quantise.root_mean_square, quantise.level_2bit, quantise.value_2bit, feedback=True),
+        Packed("sign", 1, quantise.mean_magnitude, quantise.level_sign, quantise.value_sign, feedback=True),
     )
 }

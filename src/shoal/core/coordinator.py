@@ -154,9 +154,10 @@ class Coordinator:
     def _received(self, source: str, message: m.Message, now: int) -> list[k.Effect]:
         match message:
             case m.Register(server=index, holds=holds) if self.phase == RECOVERING:
-                self.recovery.holders.update([index] if holds >= 0 else [])
-                if self.recovery.accounts is not None and holds >= 0 and self.replicas.shard(index) < 0:
-                    self.replicas.gone.add(index)  # the log goes on without it: what it holds is out of date
+                if holds >= 0:
+                    self.recovery.holders.add(index)
+                    if self.recovery.accounts is not None and self.replicas.shard(index) < 0:
+                        self.replicas.gone.add(index)  # the log goes on without it: what it holds is out of date
                 return [*self.formation.register(message, now), k.Send(source, m.Recover(self.epoch))]
             case m.Register(server=index, holds=holds):
                 if self.phase == RUNNING and holds >= 0 and index not in self.membership.servers:

@@ -24,12 +24,15 @@ class Shared:
 
     blocks: by block. tensors: by tensor. parts: by shard, whole pages with nobody else's blocks in
     them. Page i of an arena bears the stamp of shard i: an int64, odd while its parameters change.
+    pushed: by block, of gradients in a worker's arena, which has pushed_bytes.
     """
 
     blocks: tuple[slice, ...]
     tensors: tuple[slice, ...]
     parts: tuple[Range, ...]
     size_bytes: int
+    pushed: tuple[slice, ...]
+    pushed_bytes: int
 
 
 @lru_cache(maxsize=16)
@@ -57,17 +60,14 @@ def lay_out_shared(spec: TableSpec, shards: int) -> Shared | None:
             ends[last] = _up(position, PAGE_BYTES)
         tensors.append(slice(first, position))
     parts = tuple(Range(start, stop) for start, stop in zip(starts, ends, strict=True))
-    return Shared(tuple(blocks), tuple(tensors), parts, _up(position, PAGE_BYTES))
+    size_bytes = _up(position, PAGE_BYTES)
+    pushed, pushed_bytes = lay_out_packed(spec) if packs(spec) else (tuple(blocks), size_bytes)
+    return Shared(tuple(blocks), tuple(tensors), parts, size_bytes, pushed, pushed_bytes)
 
 
-@lru_cache(maxsize=16)
-def lay_out_pushed(spec: TableSpec, shards: int) -> Shared | None:
-    """The layout of gradients; None where parameters have none."""
-    parameters = lay_out_shared(spec, shards)
-    if parameters is None or not packs(spec):
-        return parameters
-    blocks, size_bytes = lay_out(push_bytes(spec, block) for block in cut(spec))
-    return Shared(blocks, (), (), _up(size_bytes, PAGE_BYTES))
+def lay_out_packed(spec: TableSpec) -> tuple[tuple[slice, ...], int]:
+    """By block, where its gradient lies as it travels, and the size of the whole in bytes."""
+    return lay_out(push_bytes(spec, block) for block in cut(spec))
 
 
 def _up(position: int, step: int) -> int:

@@ -32,7 +32,7 @@ from shoal.arena import reader
 from shoal.codec.codec import FLOAT32
 from shoal.core import machine as k
 from shoal.core.combined import Combined
-from shoal.core.shared import lay_out_pushed, lay_out_shared
+from shoal.core.shared import lay_out_shared
 from shoal.core.sums import Sums
 from shoal.core.table import Blocks, Table
 from shoal.core.update import MEASURES, Staged, Update, apply_block, apply_run, of_block, weighted
@@ -101,8 +101,7 @@ class Store:
         """
         match task:
             case k.CreateTable(spec, shard, shards, replicated, absent):
-                layouts = [lay_out(spec, shards) for lay_out in (lay_out_shared, lay_out_pushed) if self._shared]
-                self._table = Table.create(spec, shard, shards, *layouts)
+                self._table = Table.create(spec, shard, shards, lay_out_shared(spec, shards) if self._shared else None)
                 self._combined = None
                 Combined.warm(self._table)
                 self._sums = Sums(self._table, self._shared) if replicated else None
@@ -277,15 +276,7 @@ class Store:
         if self._table.shared is None:
             os.close(descriptor)
             raise ProtocolError(f"worker {worker} wants to share memory, which this server does not (SHOAL_TRANSPORT)")
-        again = os.dup(descriptor)
-        try:
-            layout = lay_out_pushed(self._table.spec, self._table.shards)
-            assert layout is not None, "gradients have a layout where parameters have one"
-            memory = reader(descriptor, layout.size_bytes)
-        except BaseException:
-            os.close(again)
-            raise
-        self._lent[worker, incarnation] = Lent(memory, self._table.encoded(memory), again)
+        self._lent[worker, incarnation] = Lent(self._table, self._table.shared.pushed_bytes, descriptor)
 
     def attached(self, contributor: Contributor) -> bool:
         """Whether this contributor's blocks are read where its worker wrote them. Where gradients are packed, the
@@ -430,11 +421,14 @@ class Store:
 
 
 class Lent:
-    """A worker's arena, as it is mapped here. descriptor: of the arena, kept for those it may be passed on to."""
+    """A worker's arena, mapped here (ProtocolError if it is none). descriptor: of the arena, for those it may be passed
+    on to; it is closed with this."""
 
-    def __init__(self, memory: memoryview, blocks: Blocks, descriptor: int) -> None:
-        self.memory, self.blocks, self.descriptor = memory, blocks, descriptor
+    def __init__(self, table: Table, size_bytes: int, descriptor: int) -> None:
+        self.descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)
+        self.memory = reader(os.dup(descriptor), size_bytes)
+        self.blocks = table.encoded(self.memory)
 
 
 @dataclass

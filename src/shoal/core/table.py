@@ -76,22 +76,19 @@ class Table:
     absent: set[int] = field(default_factory=set)  # positions of blocks that another server has yet to give
 
     @classmethod
-    def create(
-        cls, spec: TableSpec, shard: int, shards: int, shared: Shared | None = None, gradients: Shared | None = None
-    ) -> Table:
-        """shared, gradients: how parameters and gradients lie in memory that is shared; None: none is."""
+    def create(cls, spec: TableSpec, shard: int, shards: int, shared: Shared | None = None) -> Table:
+        """shared: how parameters and gradients lie in memory that is shared; None: none is."""
         blocks = tuple(cut(spec)[index] for index in owned(spec, shard, shards))
         rules = tuple(rule_for(spec.rule, settings) for settings in spec.groups)
         codecs = tuple(codec_for(spec.tensors[block.tensor].dtype) for block in blocks)
         slices, arena_bytes = lay_out(codec.bytes_of(b.elements) for codec, b in zip(codecs, blocks, strict=True))
         pushes = tuple(push_codec(spec.tensors[block.tensor]) for block in blocks)
         pushed, pushed_bytes = lay_out(codec.bytes_of(b.elements) for codec, b in zip(pushes, blocks, strict=True))
-        if gradients is not None:
-            pushed, pushed_bytes = tuple(gradients.blocks[block.index] for block in blocks), gradients.size_bytes
         arena, given = None, {}
         if shared is not None:
             # The same layout everywhere, so that a block is found alike in anyone's memory.
             slices, arena_bytes = tuple(shared.blocks[block.index] for block in blocks), shared.size_bytes
+            pushed, pushed_bytes = tuple(shared.pushed[block.index] for block in blocks), shared.pushed_bytes
             arena = Arena(f"shoal-server-{shard}", arena_bytes)
             arena.touch(shared.parts[shard])
             given = {

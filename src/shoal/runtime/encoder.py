@@ -10,12 +10,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from shoal.codec.codec import Codec, codec_for, push_bytes, push_codec
+from shoal.codec.codec import FLOAT32, Codec, codec_for, push_codec
 from shoal.codec.packed import Packed
-from shoal.core.shared import lay_out_pushed
+from shoal.core.shared import lay_out_packed
 from shoal.kernel import Encoded, Floats, read_only
 from shoal.placement import blocks_of_tensor, cut
-from shoal.tables.layout import lay_out
 from shoal.vocabulary import TableSpec
 
 Bytes = npt.NDArray[np.uint8]
@@ -28,14 +27,10 @@ class Encoder:
     ends of steps on any.
     """
 
-    def __init__(self, spec: TableSpec, shards: int, memory: memoryview | None) -> None:
+    def __init__(self, spec: TableSpec, memory: memoryview | None) -> None:
         self._spec = spec
-        layout = lay_out_pushed(spec, shards) if memory is not None else None
-        if layout is not None and memory is not None:
-            self._slices, self._memory = layout.blocks, memory
-        else:
-            self._slices, size_bytes = lay_out(push_bytes(spec, block) for block in cut(spec))
-            self._memory = memoryview(bytearray(size_bytes))
+        self._slices, size_bytes = lay_out_packed(spec)
+        self._memory = memoryview(bytearray(size_bytes)) if memory is None else memory
         self._residuals: dict[int, Floats] = {}  # by tensor: what its codec lost so far
         self._pending: dict[int, Floats] = {}  # by tensor: the residual if the step that is under way counts
         self._multiplier = 1.0  # of the gradients that the residuals are of
@@ -47,8 +42,8 @@ class Encoder:
         values = gradient.view(plain.item)
         if isinstance(codec, Packed) and codec.feedback:
             values = self._with_residual(tensor, values, plain)
-        elif codec is not plain:
-            values = _floats(values, plain)
+        elif codec is not plain and plain is not FLOAT32:
+            values = _widened(values, plain)
         for index in blocks_of_tensor(self._spec)[tensor]:
             block = cut(self._spec)[index]
             part, target = values[block.start : block.stop], np.frombuffer(self.block(index), codec.item)
@@ -86,10 +81,10 @@ class Encoder:
         self._multiplier = multiplier
         for residual in self._residuals.values():
             residual *= ratio
-        return bool(self._pending)
+        return not self._residuals.keys().isdisjoint(self._pending)
 
     def _with_residual(self, tensor: int, values: Encoded, plain: Codec) -> Floats:
-        found = np.array(_floats(values, plain))
+        found = _widened(values, plain)
         if tensor in self._residuals:
             found += self._residuals[tensor]
         self._pending[tensor] = found
@@ -107,9 +102,8 @@ def _seed(worker: int, clock: int, block: int) -> int:
     return worker * 0x9E3779B1 + clock * 0x85EBCA77 + block * 0xC2B2AE3D
 
 
-def _floats(values: Encoded, plain: Codec) -> Floats:
-    if plain.item is np.float32:
-        return values
+def _widened(values: Encoded, plain: Codec) -> Floats:
+    """A copy in float32."""
     found = np.empty(values.size, np.float32)
     plain.first(found, read_only(values), np.float32(1))
     return found

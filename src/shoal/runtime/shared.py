@@ -24,13 +24,14 @@ class SharedMemory:
     fresh: what the worker computes on does not move.
     """
 
-    def __init__(self, layout: Shared, gradients: Shared) -> None:
-        """layout: of parameters. gradients: of those; where it is another one they are packed, see encoder.py."""
+    def __init__(self, layout: Shared) -> None:
         self._layout = layout
-        self.arena = Arena("shoal-gradients", gradients.size_bytes)
+        self.arena = Arena("shoal-gradients", layout.pushed_bytes)
         self.arena.touch(Range(0, self.arena.size_bytes))
         self.region = Region(layout.size_bytes)
-        self._gradients = [np.frombuffer(self.arena.memory[piece], np.uint8) for piece in gradients.tensors]
+        packed = layout.pushed != layout.blocks  # then an encoder writes them
+        tensors = () if packed else layout.tensors
+        self._gradients = [np.frombuffer(self.arena.memory[piece], np.uint8) for piece in tensors]
         self._stamps: dict[int, npt.NDArray[np.int64]] = {}  # by shard: (1,)
         self._servers: dict[int, int] = {}  # by shard: whose memory is, or will be, looked at
         self._next: dict[int, int] = {}  # by shard: the descriptor of that memory, until it is

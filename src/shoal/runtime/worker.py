@@ -21,7 +21,7 @@ from shoal.codec.codec import packs
 from shoal.config import Job
 from shoal.core import machine as k
 from shoal.core import session as s
-from shoal.core.shared import lay_out_pushed, lay_out_shared
+from shoal.core.shared import lay_out_shared
 from shoal.errors import ShoalError
 from shoal.placement import blocks_of_tensor
 from shoal.runtime.encoder import Encoder
@@ -120,13 +120,12 @@ class Worker:
         self._spec = spec
         near = self._node.near()
         shards = len(self._node.session.servers)
-        layout, gradients = (lay_out(spec, shards) if near else None for lay_out in (lay_out_shared, lay_out_pushed))
-        if layout is not None and gradients is not None:
-            self._node.shared = SharedMemory(layout, gradients)
+        layout = lay_out_shared(spec, shards) if near else None
+        if layout is not None:
+            self._node.shared = SharedMemory(layout)
             self._all_near = len(near) == shards
         if packs(spec):
-            shared = self._node.shared
-            self._node.encoder = Encoder(spec, shards, None if shared is None else shared.arena.memory)
+            self._node.encoder = Encoder(spec, None if self._node.shared is None else self._node.shared.arena.memory)
         answer = self._ask(s.Declare(spec, near if layout is not None else ()))
         assert isinstance(answer, k.Seeding)
         return answer.seed
@@ -162,8 +161,10 @@ class Worker:
         It must not be written between push() and the end of step().
         """
         self.finish_step()  # the servers may still read the last one
-        shared, own = self._node.shared, self._node.encoder is not None or self._node.failure is not None
-        return None if shared is None or own else shared.gradient(tensor)
+        shared = self._node.shared
+        if shared is None or self._node.encoder is not None or self._node.failure is not None:
+            return None
+        return shared.gradient(tensor)
 
     def gradient_arena(self) -> Bytes | None:
         """All of that memory, every tensor's and what lies between them: (bytes,) uint8. None: there is none."""
@@ -190,14 +191,14 @@ class Worker:
     def push(self, tensor: int, gradient: Bytes) -> None:
         """Send a gradient (its bytes, row-major), which must not change until step() returns. From any thread."""
         self.finish_step()
-        encoder, shared = self._node.encoder, self._node.shared
-        if encoder is not None and self._node.failure is None:
+        encoder, shared, failed = self._node.encoder, self._node.shared, self._node.failure is not None
+        if encoder is not None and not failed:
             encoder.encode(tensor, gradient, self.rank, self.clock)
-        if shared is not None and self._node.failure is None:
-            gradient = gradient if encoder is not None else shared.take_in(tensor, gradient)
-            if self._all_near:
-                self._written.append(tensor)  # it is where it must be; the servers are told at the end of the step
-                return
+        elif shared is not None and not failed:
+            gradient = shared.take_in(tensor, gradient)
+        if self._all_near and not failed:
+            self._written.append(tensor)  # it is where it must be; the servers are told at the end of the step
+            return
         self._post(self._node.push, tensor, gradient)
 
     def restart(self) -> None:

@@ -48,7 +48,7 @@ class LocalOptimizer(torch.optim.Optimizer):
         super().__init__([item.parameter for item in self._members], inner.defaults)
         self._declared = True
         self.param_groups, self.state, self.defaults = inner.param_groups, inner.state, inner.defaults
-        self.inner, self.local, self._worker, self._taken = inner, local, worker, 0
+        self.inner, self.local, self._taken = inner, local, 0
         self._anchors = [torch.nn.Parameter(item.parameter.detach().clone()) for item in self._members]
         self.outer = optimizer(worker, _groups(self._members, self._anchors), local.rule)
         binding = binding_of(worker)
@@ -65,12 +65,12 @@ class LocalOptimizer(torch.optim.Optimizer):
     @property
     def clock(self) -> int:
         """The window this worker is in, counted over the whole job."""
-        return self._worker.clock
+        return self.outer.clock
 
     @property
     def version(self) -> int:
         """The version (number of commits) of the global parameters that this window began from."""
-        return self._worker.version
+        return self.outer.version
 
     # torch types step() by overloads that no subclass of its own follows either.
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
