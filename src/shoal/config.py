@@ -10,7 +10,7 @@ from pathlib import Path
 from shoal.errors import ConfigurationError
 from shoal.vocabulary import JOB_DEFAULT
 
-PROTOCOL = 3  # the version of frames and messages; peers of another version are refused
+PROTOCOL = 4  # the version of frames and messages; peers of another version are refused
 
 
 TLS_VARIABLES = ("SHOAL_TLS_CERT", "SHOAL_TLS_KEY", "SHOAL_TLS_CA")

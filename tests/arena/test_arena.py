@@ -37,7 +37,7 @@ def test_a_secluded_arena_stays_for_its_readers_as_it_is() -> None:
     own[0] = 7
     arena.seclude()
     own[0] = own[PAGE_BYTES] = 9
-    assert seen[0] == 7 and seen[PAGE_BYTES] == 0 and list(own[:: PAGE_BYTES]) == [9, 9]
+    assert seen[0] == 7 and seen[PAGE_BYTES] == 0 and list(own[::PAGE_BYTES]) == [9, 9]
     late = reader(os.dup(arena.descriptor), 2 * PAGE_BYTES)
     assert late[0] == 7
 

@@ -43,9 +43,7 @@ def run(folder: Path, servers: int, stop: int = 0, path: str = "", resume: str |
     script = folder / "script.py"
     script.write_text(SCRIPT)
     lines: list[tuple[str, str]] = []
-    status = launch(
-        (str(script), str(stop), path), 2, servers, resume=resume, on_line=lambda *line: lines.append(line)
-    )
+    status = launch((str(script), str(stop), path), 2, servers, resume=resume, on_line=lambda *line: lines.append(line))
     assert status == 0, lines
     found: dict[str, list[str]] = {}
     for _, text in lines:

@@ -59,9 +59,7 @@ def finished_run(path: str) -> Folder:
     """A run of 50 iterations, with snapshots after 30 and 50."""
     folder = Folder(Path(path))
     text = str(Path("text.txt").resolve())
-    folder.begin(
-        Settings(text=text, n_layer=2, max_iters=50), make_tokenizer("some text to learn\n", "char", 0)
-    )
+    folder.begin(Settings(text=text, n_layer=2, max_iters=50), make_tokenizer("some text to learn\n", "char", 0))
     for iterations in (30, 50):
         folder.snapshot(iterations).mkdir()
         snapshot(folder, iterations)

@@ -176,9 +176,7 @@ def _table(title: str, columns: tuple[str, ...], left: tuple[str, ...]) -> Table
     from rich import box
     from rich.table import Table
 
-    result = Table(
-        title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left"
-    )
+    result = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left")
     for name in columns:
         text = name in left
         result.add_column(name, justify="left" if text else "right", no_wrap=name != "state", overflow="fold")

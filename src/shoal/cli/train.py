@@ -72,9 +72,7 @@ def gpt(
     )
     if report is not None:
         _check_report(report)
-    prepared(
-        _command(folder), settings.workers, servers, max_restarts=max_restarts, replicas=replicas, resume=snapshot
-    )
+    prepared(_command(folder), settings.workers, servers, max_restarts=max_restarts, replicas=replicas, resume=snapshot)
     with folder.held():  # nothing is written before all that can be known is known to be well
         before = folder.finished()
         folder.begin(settings, tokenizer)

@@ -39,8 +39,7 @@ def _copy_lines(context: Any, destination: Any, source: Any) -> tuple[Any, Any]:
 
 def _loop(bits: int, context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     into, out_of = (
-        context.make_array(kind)(context, builder, value)
-        for kind, value in zip(signature.args, arguments, strict=True)
+        context.make_array(kind)(context, builder, value) for kind, value in zip(signature.args, arguments, strict=True)
     )
     item, lanes = ir.IntType(bits), LINE_BYTES * 8 // bits
     line = ir.VectorType(item, lanes)

@@ -173,7 +173,8 @@ class Send:
 
 @dataclass(frozen=True)
 class Publish:
-    """Send these blocks' parameters, as they are at the current version, to a worker.
+    """Send these blocks' parameters, as they are at the current version, to a worker; base: what has changed since
+    that version is enough, 0: all is needed.
 
     The driver cuts them into Parameters frames, and must take the bytes before the next task runs, unless
     the policy keeps parameters still: then no task changes them before this worker has them.
@@ -183,6 +184,7 @@ class Publish:
     incarnation: int
     version: int
     blocks: tuple[int, ...]
+    base: int = 0
 
 
 @dataclass(frozen=True)

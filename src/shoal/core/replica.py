@@ -216,4 +216,3 @@ class Replica:
         """Say again that this server is whole, while it is not known."""
         known = self.view is None or self.index not in self.view.filling
         return [k.Send(COORDINATOR, m.Whole(self.index))] if not known and self.whole and self.telling.due(now) else []
-

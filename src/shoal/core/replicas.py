@@ -161,6 +161,4 @@ class Replicas:
     @property
     def lost(self) -> list[int]:
         """Shards that no server has all of."""
-        return [
-            shard for shard, chain in enumerate(self.chains) if not chain or chain[0] in self.filling
-        ]
+        return [shard for shard, chain in enumerate(self.chains) if not chain or chain[0] in self.filling]

@@ -155,6 +155,10 @@ class Session:
 
     def admits(self, parameters: m.Parameters) -> bool:
         """Whether these blocks may land in the bound memory: only while the training thread waits."""
+        return self._lacks(parameters) and self.arrival.fits(parameters)
+
+    def _lacks(self, parameters: m.Parameters) -> bool:
+        """Whether the training thread waits for these blocks."""
         return (
             self.parked in RECEIVING
             and parameters.incarnation == self.incarnation
@@ -461,9 +465,14 @@ class Session:
             # Wanted or not, they are not read any more: the server need not wait.
             copied = m.Copied(self.worker, self.incarnation, parameters.version)
             effects.append(k.Send(server_name(parameters.server), copied))
-        if not self.admits(parameters):
+        if not self._lacks(parameters):
             return effects
-        self.arrival.take(parameters.version, parameters.blocks)
+        if not self.arrival.fits(parameters):
+            # What they change is not here: some of what this server sent before was lost, or another one sent it.
+            self.arrival.expect(parameters.version)
+            self.pulling.start(now)
+            return effects + self._pull([self.shard_of(parameters.server)])
+        self.arrival.take(parameters)
         self.pulling.start(now)
         return effects + self._settle()
 

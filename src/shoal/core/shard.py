@@ -88,6 +88,7 @@ class Shard:
     running: k.Task | None = None
     near: dict[int, int] = field(default_factory=dict)  # worker -> incarnation that shares memory with this shard
     readers: dict[int, Reader] = field(default_factory=dict)  # near workers that may still be copying
+    given: dict[int, tuple[int, int]] = field(default_factory=dict)  # worker -> incarnation, the version it got last
     writing: bool = False  # a snapshot, beside the log
     saved: dict[int, m.Saved] = field(default_factory=dict)  # files of the last snapshots, by version
     register: m.Register | None = None
@@ -376,11 +377,17 @@ class Shard:
         self.near[worker] = max(incarnation, self.near.get(worker, -1))
         return [k.Send(worker_name(worker), m.Attached(self.index, worker, incarnation))]
 
-    def _publish(self, worker: int, incarnation: int, blocks: tuple[int, ...]) -> k.Publish:
+    def _publish(self, worker: int, incarnation: int, blocks: tuple[int, ...], base: int = 0) -> k.Publish:
         assert self.spec is not None
         if self.near.get(worker) == incarnation and not from_spec(self.spec.policy).still:
             self.readers[worker] = Reader(self.version)
-        return k.Publish(worker, incarnation, self.version, blocks)
+        return k.Publish(worker, incarnation, self.version, blocks, base)
+
+    def _base(self, worker: int, incarnation: int) -> int:
+        """The version that this worker was given last, by whichever server led then; 0: none. Whether it has all of
+        it, the worker knows."""
+        last, version = self.given.get(worker, (-1, 0))
+        return version if last == incarnation else 0
 
     def _release(self, worker: int) -> list[k.Effect]:
         """This worker does not read any more: what waited for it may go on."""
@@ -398,10 +405,7 @@ class Shard:
         """Start the next commit if it is here and nothing else is under way."""
         effects: list[k.Effect] = []
         while (
-            self.progress is None
-            and self.running is None
-            and self.replica.follows
-            and self.version + 1 in self.pending
+            self.progress is None and self.running is None and self.replica.follows and self.version + 1 in self.pending
         ):
             if self._held_back(self.pending[self.version + 1]) or self.pending[self.version + 1].epoch < self.epoch:
                 break  # what an older epoch left counts once the new coordinator repeats it
@@ -469,10 +473,11 @@ class Shard:
         commit, factors, self.progress = self.progress.commit, self.progress.factors, None
         self.version = commit.seq
         effects: list[k.Effect] = [
-            self._publish(worker, incarnation, self.blocks)
+            self._publish(worker, incarnation, self.blocks, self._base(worker, incarnation))
             for worker, incarnation in commit.release
             if self.blocks and self.replica.leads
         ]
+        self.given.update({worker: (incarnation, self.version) for worker, incarnation in commit.release})
         if commit.contributors:
             self.replica.applied()
         self.accounts.add(commit)
@@ -480,6 +485,8 @@ class Shard:
         for seq in [seq for seq in self.kept if seq <= commit.stable]:
             del self.kept[seq]
         for worker, incarnation in commit.fences:
+            if self.given.get(worker, (incarnation + 1, 0))[0] <= incarnation:
+                del self.given[worker]
             if self.near.get(worker, incarnation + 1) <= incarnation:
                 del self.near[worker]
                 self.readers.pop(worker, None)

@@ -1,8 +1,8 @@
 """Where a registry is, read from its URL; what cannot work is refused here, before anything is opened.
 
-    file:///directory
-    etcd://[user[:password]@]host[:port][,host[:port]...][?password_file=PATH]
-    etcds://...[?ca=PATH][&cert=PATH&key=PATH]          the same over TLS
+file:///directory
+etcd://[user[:password]@]host[:port][,host[:port]...][?password_file=PATH]
+etcds://...[?ca=PATH][&cert=PATH&key=PATH]          the same over TLS
 """
 
 from __future__ import annotations

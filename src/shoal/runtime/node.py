@@ -119,9 +119,7 @@ class Node(ABC):
     def log(self, text: str) -> None:
         print(text, flush=True)
 
-    def send(
-        self, to: str, message: m.Message, payload: Sequence[Buffer] = (), files: Sequence[int] = ()
-    ) -> None:
+    def send(self, to: str, message: m.Message, payload: Sequence[Buffer] = (), files: Sequence[int] = ()) -> None:
         """Send to a peer by name. Without a connection the message is lost: machines send again."""
         peer = self.peers.get(to)
         if peer is None:

@@ -123,9 +123,7 @@ class ServerNode(Node):
                 self._store.keep_lent(server for chain in chains for server in chain)
         self.event(k.Received(source, message))
 
-    def send(
-        self, to: str, message: m.Message, payload: Sequence[Buffer] = (), files: Sequence[int] = ()
-    ) -> None:
+    def send(self, to: str, message: m.Message, payload: Sequence[Buffer] = (), files: Sequence[int] = ()) -> None:
         if isinstance(message, m.Attached):
             files = (self._store.descriptor,)
         super().send(to, message, payload, files)

@@ -107,9 +107,7 @@ class _Replies:
             return message
         if isinstance(message, m.Refused):
             raise RefusedError(f"{self._who} refused: {message.reason}")
-        raise ProtocolError(
-            f"{self._who} answered {type(message).__name__} instead of {expected.__name__}"
-        )
+        raise ProtocolError(f"{self._who} answered {type(message).__name__} instead of {expected.__name__}")
 
 
 def _discard(message: m.Message, payload_bytes: int) -> None:

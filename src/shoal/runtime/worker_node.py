@@ -116,9 +116,7 @@ class WorkerNode(Node):
 
     # --- effects ------------------------------------------------------------------------------
 
-    def send(
-        self, to: str, message: m.Message, payload: Sequence[Buffer] = (), files: Sequence[int] = ()
-    ) -> None:
+    def send(self, to: str, message: m.Message, payload: Sequence[Buffer] = (), files: Sequence[int] = ()) -> None:
         match message:
             case m.Stage(contributor=who, blocks=blocks) if who.seeds and self.encoder is not None:
                 payload = [self._slice(self.gradients, block) for block in blocks]

@@ -188,6 +188,7 @@ PLANTS = (
         Machines(session=sessions.TakesWhatCannotBeSeen),
         seed=776,
     ),
+    Plant("increments are added to anything", "Ordered", Machines(session=sessions.AddsToAnything)),
     Plant("a registry gives an epoch twice", "One leader", Machines(registry=registries.RepeatsEpochs), seed=5),
     Plant(
         "a registry takes what a former leader writes",

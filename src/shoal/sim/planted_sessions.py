@@ -90,11 +90,24 @@ class PushesOnce(Session):
 class TakesWhatCannotBeSeen(Session):
     """Takes parameters that a new primary sent before they shared memory for those that lie in it."""
 
-    def admits(self, parameters: m.Parameters) -> bool:
+    def _lacks(self, parameters: m.Parameters) -> bool:
         near, self.near = self.near, {self.shard_of(parameters.server)} if parameters.stamp else set()
-        admitted = super().admits(parameters)
+        lacking = super()._lacks(parameters)
         self.near = near
-        return admitted
+        return lacking
+
+
+class AddsToAnything(Session):
+    """Takes what has changed in a block whatever version of it is here."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.arrival = AnyArrival()
+
+
+class AnyArrival(Arrival):
+    def fits(self, parameters: m.Parameters) -> bool:
+        return True
 
 
 class StaysWithTheOld(Session):

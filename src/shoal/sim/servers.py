@@ -16,6 +16,7 @@ from shoal.sim import trace as t
 from shoal.sim.invariants import Violation
 from shoal.vocabulary import Contributor, Weighted, server_name, worker_name
 from shoal.wire import messages as m
+from shoal.wire.gradient import WHOLE
 
 if TYPE_CHECKING:
     from shoal.sim.world import World
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 TASK_MS = (0, 12)
 WRITE_MS = (1, 200)
 REACHED_MS = (1, 30)  # until a connection to a server is there
+SINCE_CHANCE = 0.9  # that a block is sent as what has changed in it, where that can be
 
-# Of Stage: tags, of Parameters and Fill: states, of Forward: what is summed; by block. What is lent: by life.
+# By block. Of Stage: tags, of Fill: states, of Parameters: states, or (from, to), of Forward: what is summed. What is
+# lent: by life.
 Payload = Mapping[Any, Any]
 
 
@@ -188,11 +191,22 @@ class Servers:
         states = {block: server.store.states.get(block, 0) for block in effect.blocks}  # 0: it does not have it
         self.world.note(t.Published(server.index, effect, states))
         near = server.shard.near.get(effect.worker) == effect.incarnation
+        base = 0 if near else effect.base
         for blocks in self._frames(effect.blocks):
             stamp = server.store.stamp if near else 0
-            message = m.Parameters(server.index, effect.worker, effect.incarnation, effect.version, blocks, stamp)
-            payload = {} if near else {block: states[block] for block in blocks}
+            facts = (server.index, effect.worker, effect.incarnation, effect.version, blocks, stamp)
+            payload: dict[int, int | tuple[int, int]] = {}
+            for block in () if near else blocks:
+                payload[block] = self._since(server, base, block) if base else states[block]
+            parts = payload.values()
+            increments = tuple(WHOLE if isinstance(part, int) else int(part[0] != part[1]) for part in parts)
+            message = m.Parameters(*facts, base, increments if base else ())
             self.world.send(server.name, worker_name(effect.worker), message, payload)
+
+    def _since(self, server: Server, base: int, block: int) -> int | tuple[int, int]:
+        """How a block has changed: (from, to), or as a whole, where that is not remembered or by chance."""
+        before, now = server.store.at(base), server.store.states.get(block, 0)
+        return (before[block], now) if block in before and self.rng.random() < SINCE_CHANCE else now
 
     def _forward(self, server: Server, effect: k.Forward) -> None:
         """Send the sum that is held, in frames of random size, or word of where it lies; or lend what it takes."""

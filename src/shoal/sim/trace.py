@@ -150,9 +150,12 @@ FORGED = -666.0  # a number that only messages of an older epoch carry
 def following(
     states: States, combined: Mapping[int, WeightedTags], rates: tuple[float, ...], by: Factors
 ) -> dict[int, int]:
-    """The states of blocks after one more commit."""
+    """The states of blocks after one more commit; one that no gradient reaches stays as it is."""
     numbers = by_numbers(by)
-    return {block: hash((state, combined[block], rates, numbers)) for block, state in states.items()}
+    return {
+        block: hash((state, combined[block], rates, numbers)) if combined[block] else state
+        for block, state in states.items()
+    }
 
 
 def by_numbers(factors: Factors) -> tuple[tuple[float, ...], ...]:
@@ -203,6 +206,7 @@ class Store:
     held: tuple[dict[int, WeightedTags], tuple[int, ...]] = field(default_factory=lambda: ({}, ()))  # where, of what
     fills: dict[m.Fill, States] = field(default_factory=dict)  # came, and are not loaded
     early: dict[Weighted, dict[int, Tag]] = field(default_factory=dict)  # combined before its commit, in order
+    past: dict[int, States] = field(default_factory=dict)  # states since the last that were loaded, by version
 
     def stage(self, contributor: Contributor, blocks: Iterable[int], tags: Mapping[int, Tag]) -> None:
         where = tags if isinstance(tags, Arena) else dict(tags)
@@ -230,7 +234,7 @@ class Store:
                 self.states = {} if absent else dict.fromkeys(self.blocks, 0)
             case k.Seed(contributor=contributor, summed=summed):
                 combined = self._sum() if summed else self._combined((Weighted(contributor, 1.0),))
-                self.states = following(self.states, combined, (), ())
+                self.states = self.past[task.seq] = following(self.states, combined, (), ())
             case k.Combine(contributors, held):
                 tags = self.tags(contributors)
                 combined = self._combined(contributors)
@@ -240,7 +244,7 @@ class Store:
                     self.hold(self.sums, tuple(block for block, parts in combined.items() if parts))
             case k.Apply(contributors=contributors, rates=rates, factors=factors, summed=summed):
                 combined = self._sum() if summed else self._combined(contributors)
-                self.states = following(self.states, combined, rates, factors)
+                self.states = self.past[task.seq] = following(self.states, combined, rates, factors)
             case k.Measure(phase=phase, contributors=contributors, factors=factors, summed=summed):
                 combined = self._sum() if summed else self._combined(contributors)
                 return tuple(measured(self.spec, phase, self.states, combined, factors).items())
@@ -254,6 +258,12 @@ class Store:
         states = self.fills.pop(fill, None)
         if states is not None and wanted:
             self.states.update(states)
+            self.past.clear()
+
+    def at(self, version: int) -> States:
+        """The states at that version, as far as they are remembered."""
+        known = [seq for seq in self.past if seq <= version]
+        return self.past[max(known)] if known else {}
 
     @property
     def checksum(self) -> int:

@@ -7,7 +7,7 @@ of milliseconds (it computes), or kinds of effects (it is parked until one comes
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
@@ -68,6 +68,16 @@ class Life:
     def computes_on(self, server: int) -> bool:
         """Whether its training thread uses this server's memory now."""
         return self.reads_in_place and self.computes and server in self.mapped.values()
+
+    def land(self, payload: Mapping[int, int | tuple[int, int]]) -> None:
+        """Blocks come, or how they have changed: on top of anything else that gives what is no state."""
+        for block, part in payload.items():
+            if isinstance(part, int):
+                self.parameters[block] = part
+            elif self.parameters.get(block) == part[0]:
+                self.parameters[block] = part[1]
+            else:
+                self.parameters[block] = hash((self.parameters.get(block, 0), part))
 
     def command(self, command: object) -> None:
         self.act(self, command)

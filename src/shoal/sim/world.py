@@ -412,9 +412,7 @@ class World:
         if not led or epoch is None or self.succession.passes(epoch, source, target, message):
             self.arrive(source, target, message, payload, epoch)
 
-    def arrive(
-        self, source: str, target: str, message: m.Message, payload: Payload, epoch: int | None = None
-    ) -> None:
+    def arrive(self, source: str, target: str, message: m.Message, payload: Payload, epoch: int | None = None) -> None:
         """epoch: of the coordinator that sent it, or that it is for; None: of the one that leads."""
         received = k.Received(source, message)
         self.frozen.arrived(source, target, self.now)
@@ -449,7 +447,7 @@ class World:
         if message.stamp:
             life.mapped[life.session.shard_of(message.server)] = message.server
         if not message.stamp:
-            life.parameters.update(payload)
+            life.land(payload)
         elif not life.reads_in_place:
             if store.stamp != message.stamp:
                 who = (message.server, message.worker, message.incarnation)

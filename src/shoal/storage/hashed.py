@@ -113,6 +113,5 @@ def compare(place: Place, file: File, reader: Reader) -> None:
     """Damage unless the whole file that came through `reader` is what was written."""
     if reader.digest() != file.digest:
         raise Damage(
-            f"{place.at(file.name)}: a byte differs: its digest is {reader.digest()}, "
-            f"{MANIFEST} says {file.digest}"
+            f"{place.at(file.name)}: a byte differs: its digest is {reader.digest()}, {MANIFEST} says {file.digest}"
         )

@@ -179,5 +179,3 @@ def _alike(one: TableSpec, other: TableSpec) -> bool:
     return one.rule == other.rule and {(item.name, item.shape) for item in one.tensors} == {
         (item.name, item.shape) for item in other.tensors
     }
-
-

@@ -144,10 +144,15 @@ class Waiting(Message, frozen=True, array_like=True, tag=True):
     reason: str
 
 
+WHOLE = -1  # in Parameters.increments: the block itself
+
+
 class Parameters(Message, frozen=True, array_like=True, tag=True):
     """Blocks at one version; the payload holds them one after the other in the worker's dtype.
 
-    Without payload they lie in the server's arena, which bears this stamp, above 0, as long as they do.
+    Near (stamp above 0) there is no payload: they lie in the server's arena, which bears this stamp as long as they do.
+    base above 0: only what has changed since that version comes. increments says by block how many increments of
+    its pull codec do, one after the other; 0: it is as it was; WHOLE: the block does.
     """
 
     server: int
@@ -156,6 +161,13 @@ class Parameters(Message, frozen=True, array_like=True, tag=True):
     version: int
     blocks: tuple[int, ...]
     stamp: int = 0
+    base: int = 0
+    increments: tuple[int, ...] = ()
+
+    @property
+    def parts(self) -> tuple[tuple[int, int], ...]:
+        """(block, how many increments of it, or WHOLE), in the order of the payload."""
+        return tuple(zip(self.blocks, self.increments or (WHOLE,) * len(self.blocks), strict=True))
 
 
 class Copied(Message, frozen=True, array_like=True, tag=True):
@@ -167,7 +179,7 @@ class Copied(Message, frozen=True, array_like=True, tag=True):
 
 
 class Pull(Message, frozen=True, array_like=True, tag=True):
-    """Parameters of `version` did not arrive: push these blocks again."""
+    """Parameters of `version` did not arrive, or not on top of what is here: push these blocks, whole."""
 
     worker: int
     incarnation: int

@@ -40,9 +40,7 @@ class Binding:
     def __init__(self, policy: PolicySpec, members: Sequence[Named], worker: Worker) -> None:
         self.policy = policy
         self.members = members
-        self.landings = [
-            Landing(item.parameter, worker.parameter_memory(index)) for index, item in enumerate(members)
-        ]
+        self.landings = [Landing(item.parameter, worker.parameter_memory(index)) for index, item in enumerate(members)]
         self.chance = Chance(worker)
         self.every = 1  # steps of the training loop in a clock
         self._worker = worker
