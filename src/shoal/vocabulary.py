@@ -43,7 +43,8 @@ class TensorSpec(Value, frozen=True, array_like=True):
     """One parameter tensor of the model, as the worker sees it.
 
     dtype is that of the worker's parameter on the wire ("float32", "bfloat16" or "float16"); the servers hold
-    float32 masters whatever it is. push: the codec of its gradients; "": as wide as the parameter.
+    float32 masters whatever it is. push: the codec of its gradients; "": as wide as the parameter. pull: the codec of
+    what changes in it, on the way back; "": it comes as it is.
     """
 
     name: str
@@ -51,6 +52,7 @@ class TensorSpec(Value, frozen=True, array_like=True):
     dtype: str
     group: int
     push: str = ""
+    pull: str = ""
 
     @property
     def elements(self) -> int:

@@ -52,15 +52,16 @@ def table(
     reduction: str = "mean",
     paged: bool = False,
     pushes: Sequence[str] = ("",) * 5,
+    pulls: Sequence[str] = ("",) * 5,
 ) -> TableSpec:
     """Five tensors of two types in a dozen blocks or two: several for each server, many of them partial.
 
-    pushes: the codecs of their gradients.
+    pushes, pulls: the codecs of their gradients and changes.
     """
     shapes = PAGED if paged else SHAPES
     tensors = tuple(
-        TensorSpec(f"t{i}", shape, dtype, i % len(rules), push)
-        for i, ((shape, dtype), push) in enumerate(zip(shapes, pushes, strict=True))
+        TensorSpec(f"t{i}", shape, dtype, i % len(rules), push, pull)
+        for i, ((shape, dtype), push, pull) in enumerate(zip(shapes, pushes, pulls, strict=True))
     )
     return TableSpec(
         tensors,

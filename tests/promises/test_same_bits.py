@@ -20,8 +20,10 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "adamw": (AdamW(lr=0.1, weight_decay=0.1, clip_norm=2.0), AdamW(lr=0.1, weight_decay=0.0, clip_norm=2.0)),
     "lamb": (LAMB(lr=0.1, weight_decay=0.1, clip_norm=1.0),),
     "adamw of packed gradients": (AdamW(lr=0.1, clip_norm=2.0),),
+    "adamw, changes packed": (AdamW(lr=0.1, clip_norm=2.0),),
 }
 PUSHES = {"adamw of packed gradients": ("2bit", "", "sign", "int8", "int4")}  # by tensor; "": as it is
+PULLS = {"adamw, changes packed": ("int8", "2bit", "", "", "bfloat16")}
 
 LATE = {  # the others' contributions are combined while the last one is awaited
     "2 servers, tcp, the last worker late": Setting(servers=2, scheme="tcp", late_s=0.04),
@@ -58,7 +60,7 @@ def reference(rule: str, paged: bool = False) -> bytes:
 
 
 def spec(rule: str, paged: bool) -> TableSpec:
-    return table(RULES[rule], paged=paged, pushes=PUSHES.get(rule, ("",) * 5))
+    return table(RULES[rule], paged=paged, pushes=PUSHES.get(rule, ("",) * 5), pulls=PULLS.get(rule, ("",) * 5))
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -68,8 +70,8 @@ def test_place_and_network_do_not_show_in_the_parameters(rule: str, place: str) 
     assert train(spec(rule, paged), WORKERS, CLOCKS, PLACES[place]) == reference(rule, paged)
 
 
-def test_what_codecs_lose_shows() -> None:
-    rule = "adamw of packed gradients"
+@pytest.mark.parametrize("rule", [*PUSHES, *PULLS])
+def test_what_codecs_lose_shows(rule: str) -> None:
     assert reference(rule) != train(table(RULES[rule]), WORKERS, CLOCKS, Setting())
 
 

@@ -1,7 +1,7 @@
 """The tables of wire formats: how a block's elements travel, and how they join a sum.
 
-Parameters travel in one of CODECS, element by element; gradients in one of those, or in one of PACKED, which lose
-something. A further codec is one more row; nothing else knows the formats by name.
+Parameters travel in one of CODECS, element by element; gradients, and what changes in parameters, in one of those, or
+in one of PACKED, which lose something. A further codec is one more row; nothing else knows the formats by name.
 """
 
 from __future__ import annotations
@@ -80,6 +80,10 @@ class Codec:
         """Bytes that `elements` elements take on the wire."""
         return elements * np.dtype(self.item).itemsize
 
+    def offset(self, start: int) -> int:
+        """Where element `start` of a block is, in elements of what it is encoded as."""
+        return start
+
     def warm(self) -> None:
         """Compile a server's kernels (or load them from disk), so that the first step does not wait for it."""
         values, encoded = np.zeros(1, np.float32), np.zeros(1, self.item)
@@ -150,6 +154,27 @@ def push_codec(tensor: TensorSpec) -> Codec | Packed:
     return PACKED[tensor.push] if tensor.push in PACKED else codec_for(tensor.push or tensor.dtype)
 
 
+def pull_codec(tensor: TensorSpec) -> Codec | Packed | None:
+    """The codec of what changes in a tensor's parameters; None: they come as they are (ConfigurationError for a codec
+    that nobody knows)."""
+    if not tensor.pull:
+        return None
+    return PACKED[tensor.pull] if tensor.pull in PACKED else codec_for(tensor.pull)
+
+
+def encode(codec: Codec | Packed, encoded: Encoded, values: Floats, seed: int) -> None:
+    """encoded = values, by either kind. seed: see chance_of."""
+    if isinstance(codec, Codec):
+        codec.encode(encoded, values)
+    else:
+        codec.encode(encoded, values, seed)
+
+
+def chance_of(who: int, clock: int, block: int) -> int:
+    """The seed of what is rounded by chance: it depends on these alone, so the same run gives the same bits."""
+    return who * 0x9E3779B1 + clock * 0x85EBCA77 + block * 0xC2B2AE3D
+
+
 def push_bytes(spec: TableSpec, block: Block) -> int:
     """Bytes that a gradient's block takes on the wire."""
     return push_codec(spec.tensors[block.tensor]).bytes_of(block.elements)
@@ -162,6 +187,7 @@ def packs(spec: TableSpec) -> bool:
 
 FLOAT32 = CODECS["float32"]
 PUSHES = (*CODECS, *PACKED)  # names of all codecs that gradients may travel in
+PULLS = tuple(name for name in PUSHES if name != FLOAT32.name)  # and changes of parameters
 
 
 def codec_for(dtype: str) -> Codec:

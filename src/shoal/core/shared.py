@@ -37,7 +37,10 @@ class Shared:
 
 @lru_cache(maxsize=16)
 def lay_out_shared(spec: TableSpec, shards: int) -> Shared | None:
-    """The layout; None where a tensor would not be one run of memory, for its pieces end within a page."""
+    """The layout; None where a tensor would not be one run of memory, for its pieces end within a page, and where
+    workers hold less than the parameters (a pull codec)."""
+    if any(tensor.pull for tensor in spec.tensors):
+        return None
     owner = {block: shard for shard in range(shards) for block in owned(spec, shard, shards)}
     ends = [shards * PAGE_BYTES] * shards
     starts = list(ends)

@@ -32,14 +32,16 @@ from shoal.arena import reader
 from shoal.codec.codec import FLOAT32
 from shoal.core import machine as k
 from shoal.core.combined import Combined
+from shoal.core.increments import Increments
 from shoal.core.shared import lay_out_shared
 from shoal.core.sums import Sums
-from shoal.core.table import Blocks, Table
+from shoal.core.table import Blocks, Key, Table
 from shoal.core.update import MEASURES, Staged, Update, apply_block, apply_run, of_block, weighted
 from shoal.errors import ProtocolError
 from shoal.kernel import Floats, read_only
 from shoal.vocabulary import Contributor, TableSpec, Weighted
 from shoal.wire import messages as m
+from shoal.wire.gradient import WHOLE
 
 # Elements of three or more contributions that are combined at a time: their sum stays in the core's
 # cache, so memory is passed over once. Another value gives the same bits.
@@ -49,7 +51,6 @@ ALIGNED_BYTES = 64
 CHECKED_SHARE = 16  # of a shard's blocks, one in so many is looked at in each version
 CHECKED_ELEMENTS = 1 << 16  # of each
 
-Key = tuple[str, int, str]  # tensor, first element, what
 Entries = Mapping[Key, npt.NDArray[Any]]
 Partials = tuple[tuple[int, tuple[float, ...]], ...]
 Factors = tuple[tuple[str, tuple[float, ...]], ...]
@@ -86,6 +87,7 @@ class Store:
         self._staging: dict[Contributor, Staging] = {}
         self._published: Published | None = None
         self._combined: Combined | None = None
+        self._increments: Increments | None = None
         self._sums: Sums | None = None  # of a shard that has replicas
         self._fills: dict[m.Fill, bytearray] = {}  # came, and are not loaded
         self._kept: dict[Key, npt.NDArray[Any]] = {}  # the last snapshot's, once there was one
@@ -102,6 +104,7 @@ class Store:
         match task:
             case k.CreateTable(spec, shard, shards, replicated, absent):
                 self._table = Table.create(spec, shard, shards, lay_out_shared(spec, shards) if self._shared else None)
+                self._increments = Increments(self._table)
                 self._combined = None
                 Combined.warm(self._table)
                 self._sums = Sums(self._table, self._shared) if replicated else None
@@ -110,13 +113,15 @@ class Store:
             case k.Seed(contributor=contributor, summed=summed):
                 with self.table.moving():
                     self._seed(self.sums.held if summed else self._staging.get(contributor), contributor, summed)
+                self.increments.publish()
+                self.increments.reset(task.seq)
             case k.Combine(contributors, held):
                 self._combine(contributors, held)
             case k.Measure(phase=phase):
                 return self._measure(self._update(task), phase)
             case k.Apply():
                 with self.table.moving():
-                    self._apply(self._update(task))
+                    self._apply(self._update(task), task.seq)
             case k.Copy():
                 self._copy()
             case _:
@@ -136,6 +141,7 @@ class Store:
         """
         version = self._archive.read_into(directory, self.table.spec, self.table.entries())
         self.table.publish()
+        self.increments.reset(version)
         self.table.generation += 1
         return version
 
@@ -197,6 +203,15 @@ class Store:
         """Whose contributions hold memory here, complete or not."""
         return tuple(self._staging)
 
+    def changes(self, blocks: Sequence[int], base: int) -> tuple[tuple[int, ...], list[memoryview]]:
+        """What Parameters.increments is to say of these blocks for who holds version `base`, and the payload: views as
+        of parameters(). Not while a task runs."""
+        since = [self.increments.since(block, base) for block in blocks]
+        whole = self.parameters([block for block, (count, _) in zip(blocks, since, strict=True) if count == WHOLE])
+        left = iter(whole)
+        parts = [[next(left)] if count == WHOLE else found for count, found in since]
+        return tuple(count for count, _ in since), [part for found in parts for part in found]
+
     def parameters(self, blocks: Sequence[int]) -> list[memoryview]:
         """The blocks at the current version in their wire dtype: a read-only (bytes,) uint8 view for each.
 
@@ -207,7 +222,7 @@ class Store:
         """
         table = self.table
         if table.still and all(table.codecs[table.position[block]].item is np.float32 for block in blocks):
-            masters = (table.dense.parameters[table.position[block]] for block in blocks)
+            masters = (table.served(table.position[block]) for block in blocks)
             return [master.view(np.uint8).data.toreadonly() for master in masters]
         if self._published is None or self._published.generation != table.generation:
             self._published = None  # returns the arena, unless someone still sends from it
@@ -217,7 +232,7 @@ class Store:
             if block not in published.blocks:
                 position = table.position[block]
                 target = np.frombuffer(published.memory[table.slices[position]], table.codecs[position].item)
-                table.codecs[position].encode(target, table.dense.parameters[position])
+                table.codecs[position].encode(target, table.served(position))
                 published.blocks.add(block)
         return [published.memory[table.slices[table.position[block]]].toreadonly() for block in blocks]
 
@@ -228,6 +243,12 @@ class Store:
         """The sums of updates that every replica is to hold before they are committed."""
         assert self._sums is not None, "only a shard with replicas has them"
         return self._sums
+
+    @property
+    def increments(self) -> Increments:
+        """How the blocks have changed, for workers that hold an earlier version."""
+        assert self._increments is not None, "the shard runs CreateTable before anything else"
+        return self._increments
 
     @property
     def replicated(self) -> bool:
@@ -263,6 +284,7 @@ class Store:
                     array.view(np.uint8)[:] = np.frombuffer(memory, np.uint8, array.nbytes, position)
                     position += array.nbytes
                 table.absent.discard(table.position[block])
+                self.increments.reset(fill.version, table.position[block])
             table.publish()
         table.generation += 1
 
@@ -384,16 +406,23 @@ class Store:
         if held:
             self.sums.hold_own([position for position, filled in enumerate(combined.filled) if filled])
 
-    def _apply(self, update: Update) -> None:
+    def _apply(self, update: Update, version: int) -> None:
+        table, increments = self.table, self.increments
         if update.by_runs:
-            self._each(self.table.runs, lambda run, scratch: apply_run(update, run, scratch))
-            self.table.dense.steps += 1
-        elif self.table.absent:
-            present = [position for position in range(len(self.table.blocks)) if position not in self.table.absent]
-            self._each(present, lambda position, scratch: apply_block(update, position, scratch))
+            self._each(table.runs, lambda run, scratch: apply_run(update, run, scratch))
+            table.dense.steps += 1
+            increments.reset(version)
         else:
-            self._each_block(lambda position, scratch: apply_block(update, position, scratch))
-        self.table.generation += 1
+
+            def work(position: int, scratch: Floats) -> None:
+                if apply_block(update, position, scratch):
+                    increments.encode(position, scratch)
+
+            present = [position for position in range(len(table.blocks)) if position not in table.absent]
+            increments.begin(version)
+            self._each(present, work)
+            increments.end()
+        table.generation += 1
 
     def _each_block(self, work: Callable[[int, Floats], R]) -> list[R]:
         return self._each(range(len(self.table.blocks)), work)

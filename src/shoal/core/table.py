@@ -28,7 +28,10 @@ from shoal.vocabulary import Block, TableSpec
 
 RUN_ELEMENTS = 1 << 20  # what one thread takes at a time
 
+PUBLISHED = "published"  # in a snapshot: what workers held, where that is not the parameters
+
 Blocks = list[Encoded]  # by position
+Key = tuple[str, int, str]  # tensor, first element, what
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class Table:
         if shared is not None and len(given) == len(blocks):  # states lie as the parameters do: see Run
             first = shared.parts[shard].start
             places = [slice(piece.start - first, piece.stop - first) for piece in slices]
+        pulled = {position for position, block in enumerate(blocks) if spec.tensors[block.tensor].pull}
         states = [len(rules[spec.tensors[block.tensor].group].states) for block in blocks]
         table = cls(
             spec=spec,
@@ -118,7 +122,7 @@ class Table:
             pushed=pushed,
             packs=packs(spec),
             arenas=Pool(max(arena_bytes, pushed_bytes)),
-            dense=Dense([block.elements for block in blocks], states, given, places),
+            dense=Dense([block.elements for block in blocks], states, given, places, pulled),
             shared=shared,
             arena=arena,
             stamp=None if arena is None else np.frombuffer(arena.memory, np.int64, 1, shard * PAGE_BYTES),
@@ -193,13 +197,20 @@ class Table:
         return [np.frombuffer(memory[piece], codec.item) for piece, codec in pairs]
 
     def of_block(self, index: int) -> list[npt.NDArray[Any]]:
-        """A block's parameters, its states and its step count: views."""
+        """A block's parameters, its states, its published copy and its step count: views."""
         position, dense = self.position[index], self.dense
-        return [dense.parameters[position], *dense.states[position], dense.steps[position : position + 1]]
+        copy = dense.published[position]
+        copies = [] if copy is None else [copy]
+        return [dense.parameters[position], *dense.states[position], *copies, dense.steps[position : position + 1]]
 
-    def entries(self) -> dict[tuple[str, int, str], npt.NDArray[Any]]:
+    def served(self, position: int) -> Floats:
+        """What workers hold of a block's parameters."""
+        copy = self.dense.published[position]
+        return self.dense.parameters[position] if copy is None else copy
+
+    def entries(self) -> dict[Key, npt.NDArray[Any]]:
         """Everything a snapshot keeps, by (tensor, first element, what): views, to read or to fill."""
-        entries: dict[tuple[str, int, str], npt.NDArray[Any]] = {}
+        entries: dict[Key, npt.NDArray[Any]] = {}
         for position, block in enumerate(self.blocks):
             name = self.spec.tensors[block.tensor].name
             entries[name, block.start, "parameters"] = self.dense.parameters[position]
@@ -207,4 +218,7 @@ class Table:
             states = self.rules[self.group(position)].states
             for what, state in zip(states, self.dense.states[position], strict=True):
                 entries[name, block.start, what] = state
+            copy = self.dense.published[position]
+            if copy is not None:
+                entries[name, block.start, PUBLISHED] = copy
         return entries

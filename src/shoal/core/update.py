@@ -130,11 +130,12 @@ def of_block(
     ]
 
 
-def apply_block(update: Update, position: int, scratch: Floats) -> None:
-    """Combine what was contributed to the block, and let its rule update it; without a gradient it keeps its state."""
+def apply_block(update: Update, position: int, scratch: Floats) -> bool:
+    """Combine what was contributed to the block, and let its rule update it; False: without a gradient it keeps its
+    state."""
     before, contributions = update.contributed(position)
     if not contributions:
-        return
+        return False
     dense = update.table.dense
     update.passes(position).update(
         dense.parameters[position],
@@ -147,6 +148,7 @@ def apply_block(update: Update, position: int, scratch: Floats) -> None:
         before,
     )
     dense.steps[position] += 1
+    return True
 
 
 def apply_run(update: Update, run: Run, scratch: Floats) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from shoal.codec.codec import FLOAT32, Codec, codec_for, push_codec
+from shoal.codec.codec import FLOAT32, Codec, chance_of, codec_for, encode, push_codec
 from shoal.codec.packed import Packed
 from shoal.core.shared import lay_out_packed
 from shoal.kernel import Encoded, Floats, read_only
@@ -49,12 +49,10 @@ class Encoder:
             part, target = values[block.start : block.stop], np.frombuffer(self.block(index), codec.item)
             if codec is plain:
                 target[:] = part
-            elif isinstance(codec, Codec):
-                codec.encode(target, part)
-            else:
-                codec.encode(target, part, _seed(worker, clock, index))
-                if codec.feedback:
-                    codec.add(part, read_only(target), np.float32(-1))  # values are this step's residual already
+                continue
+            encode(codec, target, part, chance_of(worker, clock, index))
+            if isinstance(codec, Packed) and codec.feedback:
+                codec.add(part, read_only(target), np.float32(-1))  # values are this step's residual already
 
     def block(self, index: int) -> memoryview:
         """The bytes of a block, as encoded last."""
@@ -96,10 +94,6 @@ class Encoder:
             block = cut(self._spec)[index]
             encoded = read_only(np.frombuffer(self.block(index), codec.item))
             codec.add(residual[block.start : block.stop], encoded, np.float32(1))
-
-
-def _seed(worker: int, clock: int, block: int) -> int:
-    return worker * 0x9E3779B1 + clock * 0x85EBCA77 + block * 0xC2B2AE3D
 
 
 def _widened(values: Encoded, plain: Codec) -> Floats:

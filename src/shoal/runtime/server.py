@@ -31,8 +31,10 @@ from shoal.transport import ALTERNATIVE, Connection, Wrap, tcp, unwrapped
 from shoal.vocabulary import COORDINATOR, ITEM_BYTES, TableSpec, server_name, worker_name
 from shoal.wire import messages as m
 from shoal.wire.framing import Buffer
+from shoal.wire.gradient import WHOLE
 
-Frame = tuple[tuple[int, ...], list[Buffer]]  # blocks and their bytes
+# Blocks, what they come on top of, how many increments each has, and their bytes.
+Frame = tuple[tuple[int, ...], int, tuple[int, ...], Sequence[Buffer]]
 
 INLINE_ELEMENTS = 1 << 20  # a shard of up to so many is updated on the event loop itself, in a millisecond or so
 
@@ -50,7 +52,7 @@ class ServerNode(Node):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"store-{index}")
         self._writer = process.beside(f"snapshot-{index}")
         self._closed = False
-        self._published: tuple[int, tuple[int, ...], list[Frame]] | None = None
+        self._published: tuple[tuple[int, tuple[int, ...], int], list[Frame]] | None = None  # and of what
         self._lent: dict[str, Lending] = {}  # by backup on this host
 
     def machine(self) -> Shard:
@@ -240,15 +242,22 @@ class ServerNode(Node):
             who = (self._shard.index, publish.worker, publish.incarnation, publish.version)
             self.send(worker_name(publish.worker), m.Parameters(*who, publish.blocks, self._store.stamp))
             return
-        if self._published is None or self._published[:2] != (publish.version, publish.blocks):
-            assert self._shard.spec is not None
-            groups = _frames(self._shard.spec, publish.blocks, self.job.limits.frame_bytes_target)
-            frames: list[Frame] = [(blocks, list(self._store.parameters(blocks))) for blocks in groups]
-            self._published = (publish.version, publish.blocks, frames)
-        to = worker_name(publish.worker)
-        for blocks, buffers in self._published[2]:
-            header = m.Parameters(self._shard.index, publish.worker, publish.incarnation, publish.version, blocks)
-            self.send(to, header, buffers)
+        key = (publish.version, publish.blocks, publish.base)
+        if self._published is None or self._published[0] != key:
+            self._published = (key, self._frames(*key))
+        who = (self._shard.index, publish.worker, publish.incarnation, publish.version)
+        for blocks, base, increments, buffers in self._published[1]:
+            self.send(worker_name(publish.worker), m.Parameters(*who, blocks, 0, base, increments), buffers)
+
+    def _frames(self, version: int, blocks: tuple[int, ...], base: int) -> list[Frame]:
+        """Blocks at this version, which is the current one, or what has changed in them."""
+        assert self._shard.spec is not None
+        frames: list[Frame] = []
+        for some in _frames(self._shard.spec, blocks, self.job.limits.frame_bytes_target):
+            increments, buffers = self._store.changes(some, base) if base else ((), self._store.parameters(some))
+            plain = all(count == WHOLE for count in increments)
+            frames.append((some, 0, (), buffers) if plain else (some, base, increments, buffers))
+        return frames
 
     async def close(self) -> None:
         await super().close()

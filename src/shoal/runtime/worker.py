@@ -24,6 +24,7 @@ from shoal.core import session as s
 from shoal.core.shared import lay_out_shared
 from shoal.errors import ShoalError
 from shoal.placement import blocks_of_tensor
+from shoal.runtime.decoder import Decoder
 from shoal.runtime.encoder import Encoder
 from shoal.runtime.loop_thread import LoopThread
 from shoal.runtime.shared import Bytes, SharedMemory
@@ -126,6 +127,8 @@ class Worker:
             self._all_near = len(near) == shards
         if packs(spec):
             self._node.encoder = Encoder(spec, None if self._node.shared is None else self._node.shared.arena.memory)
+        if any(tensor.pull for tensor in spec.tensors):
+            self._node.decoder = Decoder(spec)
         answer = self._ask(s.Declare(spec, near if layout is not None else ()))
         assert isinstance(answer, k.Seeding)
         return answer.seed

@@ -18,6 +18,7 @@ from shoal.core import machine as k
 from shoal.core import session as s
 from shoal.errors import ProtocolError, ShoalError
 from shoal.placement import blocks_of_tensor, cut
+from shoal.runtime.decoder import Decoder
 from shoal.runtime.encoder import Encoder
 from shoal.runtime.node import Node
 from shoal.runtime.progress import Progress
@@ -26,6 +27,7 @@ from shoal.transport import ALTERNATIVE, Wrap, unwrapped
 from shoal.vocabulary import COORDINATOR, ITEM_BYTES, node_number, server_name, worker_name
 from shoal.wire import messages as m
 from shoal.wire.framing import Buffer
+from shoal.wire.gradient import WHOLE
 
 
 class WorkerNode(Node):
@@ -43,6 +45,7 @@ class WorkerNode(Node):
         self.gradients: dict[int, Bytes] = {}  # tensor -> bytes, for the clock under way
         self.shared: SharedMemory | None = None  # with the servers on this host
         self.encoder: Encoder | None = None  # of a table that packs gradients
+        self.decoder: Decoder | None = None  # of a table with pull codecs
         self._in_place: list[bool] = []  # by tensor: what is bound is the servers' own memory
         self.progress = Progress()
 
@@ -174,6 +177,8 @@ class WorkerNode(Node):
         """The bound memory is the training thread's again: what still comes, by any stream, lands nowhere."""
         for peer in self.peers.values():
             peer.discard()
+        if self.decoder is not None:
+            self.decoder.forget()
 
     def _resolve(self, effect: k.Effect) -> None:
         self._let_rest()
@@ -207,7 +212,11 @@ class WorkerNode(Node):
         if not self.session.admits(message):
             return None
         self.peers[source].discard(message.blocks)  # of an older version, or again, by another stream
-        return [self._slice(self.parameters, block) for block in message.blocks]
+        decoded = {} if self.decoder is None else self.decoder.places(message)
+        whole = [block for block, count in message.parts if count == WHOLE]
+        self.session.arrival.land(whole)
+        places = {block: self._slice(self.parameters, block) for block in whole if block not in decoded}
+        return [(decoded | places)[block] for block, count in message.parts if count]
 
     def take(self, source: str, message: m.Message, delivered: bool) -> None:
         match message:
@@ -216,8 +225,10 @@ class WorkerNode(Node):
                     return
                 if self.session.admits(message):
                     message = self._copied(message, self.shared)
-            case m.Parameters() if not delivered:
+            case m.Parameters() if not delivered and self.session.arrival.fits(message):
                 return
+            case m.Parameters() if self.decoder is not None and self.session.admits(message):
+                self.decoder.take(message, self.parameters)
             case m.Attached(server=server):
                 descriptor = self.peers[source].connection.take_file()
                 if descriptor is None or self.shared is None:

@@ -24,6 +24,7 @@ from shoal.storage.place import Place
 from shoal.storage.tensors import Array, Entry
 
 PARAMETERS = "parameters"
+PUBLISHED = "published"  # what workers held of them, where they have a pull codec
 
 
 class Key(NamedTuple):

@@ -26,7 +26,16 @@ from shoal.storage.hashed import Writer, check
 from shoal.storage.manifest import FORMAT, MANIFEST, RANDOM, File, Manifest
 from shoal.storage.model import write_model
 from shoal.storage.place import Place, is_url, place
-from shoal.storage.shard_file import PARAMETERS, Entries, Key, Pieces, entry_names, read_checked, write_entries
+from shoal.storage.shard_file import (
+    PARAMETERS,
+    PUBLISHED,
+    Entries,
+    Key,
+    Pieces,
+    entry_names,
+    read_checked,
+    write_entries,
+)
 from shoal.storage.tensors import Array, Entry
 from shoal.vocabulary import TableSpec
 
@@ -126,10 +135,14 @@ def read_into(directory: Path | str, spec: TableSpec, entries: Entries) -> int:
     where = place(directory)
     manifest = read_manifest(directory)
     _check_same_table(where.at(MANIFEST), manifest.spec, spec)
+    copied = {tensor.name for tensor in manifest.spec.tensors if tensor.pull}
+    lacking = [key for key in entries if key[2] == PUBLISHED and key[0] not in copied]
     try:
-        _fill(where, manifest, {Key(*key).entry: array for key, array in entries.items()})
+        _fill(where, manifest, {Key(*key).entry: array for key, array in entries.items() if key not in lacking})
     except Damage as error:
         raise Damage(f"{error}; {shelf.way_back(where, spec)}") from None
+    for tensor, start, what in lacking:  # its workers held the parameters themselves
+        entries[tensor, start, what][:] = entries[tensor, start, PARAMETERS]
     return manifest.version
 
 

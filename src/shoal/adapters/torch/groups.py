@@ -15,28 +15,32 @@ import torch
 from torch import Tensor, nn
 
 from shoal.adapters.torch.tensors import WIRE_DTYPES
-from shoal.codec.codec import PUSHES
+from shoal.codec.codec import PULLS, PUSHES
 from shoal.errors import ConfigurationError
 from shoal.optim import Rule
 from shoal.optim.registry import RULES
 from shoal.vocabulary import TensorSpec
+
+CODECS = {"push": PUSHES, "pull": PULLS}  # what a group may set, and to what
 
 Parameters = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Named:
-    """One parameter, the name it goes by, the index of its group, and the codec of its gradients ("": none)."""
+    """One parameter, the name it goes by, the index of its group, and the codecs of its gradients and of its changes
+    ("": none)."""
 
     name: str
     parameter: Tensor
     group: int
     push: str = ""
+    pull: str = ""
 
     @property
     def spec(self) -> TensorSpec:
         dtype = WIRE_DTYPES[self.parameter.dtype]
-        return TensorSpec(self.name, tuple(self.parameter.shape), dtype, self.group, self.push)
+        return TensorSpec(self.name, tuple(self.parameter.shape), dtype, self.group, self.push, self.pull)
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,10 @@ def settings_of(rule: Rule) -> dict[str, Any]:
     return {item.name: getattr(rule, item.name) for item in fields(rule) if item.name != "clip_norm"}
 
 
-def groups_of(params: Parameters, rule: Rule, push: str = "") -> tuple[Group, ...]:
+def groups_of(params: Parameters, rule: Rule, push: str = "", pull: str = "") -> tuple[Group, ...]:
     """The parameter groups in order, each parameter once, with unique names.
 
-    push: the codec of gradients where a group has no "push" of its own.
+    push, pull: the codecs of gradients and of changes where a group has no "push" or "pull" of its own.
 
     Raises ConfigurationError for no parameters at all, a parameter in two groups, a setting that the
     rule does not know or a value that it does not take, and a codec that nobody knows.
@@ -68,7 +72,7 @@ def groups_of(params: Parameters, rule: Rule, push: str = "") -> tuple[Group, ..
         raise ConfigurationError("ps.optimizer(...) got no parameters: the iterable is empty (a generator used up?)")
     if not isinstance(entries[0], dict):
         entries = [{"params": params if isinstance(params, nn.Module) else entries}]
-    listed = [_members(index, entry, push) for index, entry in enumerate(entries)]
+    listed = [_members(index, entry, {"push": push, "pull": pull}) for index, entry in enumerate(entries)]
     _refuse_shared(listed)
     names = Counter(item.name for group in listed for item in group)
     return tuple(
@@ -105,12 +109,15 @@ def _check_rule(rule: object) -> None:
     )
 
 
-def _members(index: int, entry: Any, push: str) -> tuple[Named, ...]:
+def _members(index: int, entry: Any, codecs: dict[str, str]) -> tuple[Named, ...]:
     if not isinstance(entry, dict) or "params" not in entry:
         raise ConfigurationError(f"parameter group {index} is not a dict with 'params': {type(entry).__name__}")
-    push = entry.get("push", push)
-    if push not in ("", *PUSHES):
-        raise ConfigurationError(f"parameter group {index}: push={push!r} is no codec; known: {', '.join(PUSHES)}")
+    codecs = {way: entry.get(way, default) for way, default in codecs.items()}
+    for way, known in CODECS.items():
+        if codecs[way] not in ("", *known):
+            raise ConfigurationError(
+                f"parameter group {index}: {way}={codecs[way]!r} is no codec; known: {', '.join(known)}"
+            )
     given = entry["params"]
     if isinstance(given, nn.Module):
         items: list[Any] = list(given.named_parameters())
@@ -121,7 +128,7 @@ def _members(index: int, entry: Any, push: str) -> tuple[Named, ...]:
         name, parameter = item if isinstance(item, tuple) else (f"group{index}.{position}", item)
         if not isinstance(parameter, Tensor):
             raise ConfigurationError(f"parameter group {index} holds a {type(parameter).__name__}, not a tensor")
-        members.setdefault(id(parameter), Named(name, parameter, index, push))
+        members.setdefault(id(parameter), Named(name, parameter, index, **codecs))
     return tuple(members.values())
 
 
@@ -141,7 +148,7 @@ def _qualified(item: Named) -> Named:
 
 
 def _group_rule(index: int, entry: dict[str, Any], rule: Rule) -> Rule:
-    own = {name: value for name, value in entry.items() if name not in ("params", "push")}
+    own = {name: value for name, value in entry.items() if name not in ("params", *CODECS)}
     known = settings_of(rule)
     for name, value in own.items():
         if name not in known:
@@ -156,6 +163,11 @@ def _group_rule(index: int, entry: dict[str, Any], rule: Rule) -> Rule:
 def _check(item: Named) -> None:
     parameter = item.parameter
     who = f"parameter {item.name!r}"
+    if item.pull and parameter.dtype is not torch.float32:
+        raise ConfigurationError(
+            f"{who} is {parameter.dtype}, and pull={item.pull!r} is for float32: such parameters come back in as few "
+            f'bytes as they have; give their group "pull": ""'
+        )
     if nn.parameter.is_lazy(parameter):
         raise ConfigurationError(f"{who} has no shape yet; run one forward pass before ps.optimizer(...)")
     if parameter.layout != torch.strided:

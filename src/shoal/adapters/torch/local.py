@@ -35,14 +35,14 @@ class LocalOptimizer(torch.optim.Optimizer):
     Shoal optimizer of the global parameters; its groups' "lr" is the outer rate.
     """
 
-    def __init__(self, worker: Worker, params: Parameters, local: LocalSteps, push: str = "") -> None:
+    def __init__(self, worker: Worker, params: Parameters, local: LocalSteps, push: str = "", pull: str = "") -> None:
         """Declare the table of the global parameters, and begin from their initial values.
 
         Raises ConfigurationError if the inner optimizer is none, or moves other parameters than those given, and
         what Optimizer raises.
         """
         inner = _inner(local.inner)
-        self._members = trainable(groups_of(params, local.rule, push))
+        self._members = trainable(groups_of(params, local.rule, push, pull))
         _check_alike(self._members, inner)
         self._declared = False
         super().__init__([item.parameter for item in self._members], inner.defaults)
@@ -121,7 +121,7 @@ def _groups(members: Sequence[Named], anchors: Sequence[torch.nn.Parameter]) -> 
     """The parameter groups of the global parameters, named as the model's."""
     found: dict[int, dict[str, Any]] = {}
     for item, anchor in zip(members, anchors, strict=True):
-        group = found.setdefault(item.group, {"params": [], "push": item.push})
+        group = found.setdefault(item.group, {"params": [], "push": item.push, "pull": item.pull})
         group["params"].append((item.name, anchor))
     return list(found.values())
 

@@ -46,6 +46,7 @@ def optimizer(
     nonfinite: NonFinite = "refuse",
     overlap: bool = False,
     push: str = "",
+    pull: str = "",
 ) -> Optimizer:
     """Declare the table of these parameters, wait for their initial values, and return its optimizer.
 
@@ -67,13 +68,24 @@ def optimizer(
     push: the codec in which gradients travel: "bfloat16", "float16", "int8", "int4" and "e3m0" (4 bits), "2bit", or
         "sign" (1 bit); by default they are as wide as their parameters. A parameter group may set its own. What the
         last two lose is added to the next gradient (error feedback, see docs/codecs.md).
+    pull: the codec in which changes of float32 parameters travel back: "bfloat16" and on, as for push. What it loses
+        is added to the next change, on the servers, and every worker computes on the same parameters. Such a table
+        shares no memory between processes of one host: it is for links that are slower. A group may set its own.
 
     All parameters hold the same initial values on every worker afterwards: those of one of them.
     Raises ConfigurationError for what a table cannot hold, RefusedError if another worker's table
     differs, DeadlineError or StartupError if the job does not form.
     """
     return Optimizer(
-        worker, params, rule, sync=sync, reduction=reduction, nonfinite=nonfinite, overlap=overlap, push=push
+        worker,
+        params,
+        rule,
+        sync=sync,
+        reduction=reduction,
+        nonfinite=nonfinite,
+        overlap=overlap,
+        push=push,
+        pull=pull,
     )
 
 
@@ -93,6 +105,7 @@ class Optimizer(torch.optim.Optimizer):
         nonfinite: NonFinite,
         overlap: bool,
         push: str = "",
+        pull: str = "",
     ) -> None:
         policy = checked(sync)
         if nonfinite not in get_args(NonFinite):
@@ -104,7 +117,7 @@ class Optimizer(torch.optim.Optimizer):
                 "overlap=True needs the module itself, as in ps.optimizer(model, ..., overlap=True), and "
                 "sync=shoal.Sync() without a quorum"
             )
-        self._groups = groups_of(params, rule, push)
+        self._groups = groups_of(params, rule, push, pull)
         self._members = trainable(self._groups)
         self._frozen = [item for group in self._groups for item in group.members if not item.parameter.requires_grad]
         self._declared = False
