@@ -34,6 +34,7 @@ class Method(msgspec.Struct, frozen=True):
     name: str
     what: str
     push: str = ""
+    pull: str = ""
     every: int = 0
     outer_rate: float = 0.7
     momentum: float = 0.9
@@ -45,12 +46,12 @@ METHODS = {
     method.name: method
     for method in (
         Method("sync", "Sync, dense"),
-        Method("sync-int8", "Sync, int8", push="int8"),
-        Method("sync-int4", "Sync, int4", push="int4"),
+        Method("sync-int8", "Sync, int8", push="int8", pull="int8"),
+        Method("sync-int4", "Sync, int4", push="int4", pull="int4"),
         Method("sync-quorum", "Sync, slowest of four dropped", quorum=0.75, late=1.0),
         Method("diloco", "DiLoCo, H=50", every=50),
-        Method("diloco-e3m0", "DiLoCo, H=50, e3m0", every=50, push="e3m0"),
-        Method("diloco-2bit", "DiLoCo, H=50, 2 bits with error feedback", every=50, push="2bit"),
+        Method("diloco-e3m0", "DiLoCo, H=50, e3m0", every=50, push="e3m0", pull="e3m0"),
+        Method("diloco-2bit", "DiLoCo, H=50, 2 bits with error feedback", every=50, push="2bit", pull="2bit"),
         Method("average", "plain averaging, H=50", every=50, outer_rate=1.0, momentum=0.0),
         Method("diloco-h10", "DiLoCo, H=10", every=10),
         Method("diloco-h2", "DiLoCo, H=2, rate rule on", every=2),

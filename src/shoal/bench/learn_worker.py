@@ -50,9 +50,9 @@ def train(lesson: Lesson, ps: ParameterServer, model: GPT, crops: Crops) -> tupl
     if method.every:
         inner = torch.optim.AdamW(model.parameters(), RATE)
         local = shoal.LocalSteps(method.every, inner, outer(lesson))
-        opt: torch.optim.Optimizer = ps.optimizer(model, sync=local, push=method.push)
+        opt: torch.optim.Optimizer = ps.optimizer(model, sync=local, push=method.push, pull=method.pull)
     else:
-        opt = ps.optimizer(model, AdamW(lr=RATE), sync=shoal.Sync(method.quorum), push=method.push)
+        opt = ps.optimizer(model, AdamW(lr=RATE), sync=shoal.Sync(method.quorum), push=method.push, pull=method.pull)
     before = ps.worker.bytes_moved()
     step = 0
     while step < lesson.steps:

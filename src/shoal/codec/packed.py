@@ -17,7 +17,7 @@ import numpy as np
 from shoal.codec import quantise
 from shoal.kernel import Bytes, Floats, element, read_only, specialised
 
-BUCKET = 256  # elements that share a scale
+BUCKET = 512  # elements that share a scale
 SCALE_BYTES = 4
 
 Scale = Callable[[Any, Any, Any], Any]
