@@ -36,7 +36,7 @@ def test_a_row_for_each_method(text: str, tmp_path: Path) -> None:
         assert row["seeds"] == [0] and 1 < row["val_loss"] < 5
         assert [run["bytes"] for run in row["runs"]] == [row["bytes"]]
     whole = rows["sync"]["bytes"]
-    assert 1.6 < whole / rows["sync-int4"]["bytes"] < 1.9, "what comes back is not packed"
+    assert whole / rows["sync-int4"]["bytes"] > 4, "six steps, of which the first comes back whole"
     assert 1.8 < whole / rows["diloco-h2"]["bytes"] < 2.05
 
 

@@ -51,7 +51,7 @@ METHODS = {
         Method("sync-quorum", "Sync, slowest of four dropped", quorum=0.75, late=1.0),
         Method("diloco", "DiLoCo, H=50", every=50),
         Method("diloco-e3m0", "DiLoCo, H=50, e3m0", every=50, push="e3m0", pull="e3m0"),
-        Method("diloco-2bit", "DiLoCo, H=50, 2 bits with error feedback", every=50, push="2bit", pull="2bit"),
+        Method("diloco-2bit", "DiLoCo, H=50, 2 bits with error feedback", every=50, push="2bit", pull="e3m0"),
         Method("average", "plain averaging, H=50", every=50, outer_rate=1.0, momentum=0.0),
         Method("diloco-h10", "DiLoCo, H=10", every=10),
         Method("diloco-h2", "DiLoCo, H=2, rate rule on", every=2),
