@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from shoal.adapters.local_steps import LocalSteps
+from shoal.adapters.local_steps import LocalSteps, dealt
 from shoal.adapters.torch import LocalOptimizer, loader
 from shoal.client import connect
 from shoal.errors import ConfigurationError
@@ -22,6 +23,7 @@ from .test_in_process import gap, mlp, together
 __all__ = ["together"]  # a fixture
 
 EVERY, WINDOWS = 4, 5
+Outer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]  # makes it over parameters
 
 
 def adamw(model: nn.Module) -> torch.optim.Optimizer:
@@ -82,6 +84,86 @@ def test_the_global_parameters_are_those_of_the_paper(together, workers, outer, 
     for found in results:
         assert isinstance(found, nn.Module), found
         assert gap(found, expected) < 1e-5
+
+
+def streaming(model: nn.Module, workers: int, outer: Outer, steps: int, local: LocalSteps) -> nn.Module:
+    """Algorithm 2 of Streaming DiLoCo in plain torch, in one process. model: the global parameters."""
+    parts = dealt([parameter.numel() for parameter in model.parameters()], local.fragments)
+    globals_ = list(model.parameters())
+    rules = [outer([globals_[index] for index in part]) for part in parts]
+    own = [copy.deepcopy(model) for _ in range(workers)]
+    inner = [adamw(each) for each in own]
+    begun = [[each.detach().clone() for each in globals_] for _ in range(workers)]
+    due: dict[int, list[int]] = {}  # fragments by the step after which they are taken
+
+    def take(part: int, mix: float) -> None:
+        for rank, each in enumerate(own):
+            mine = list(each.parameters())
+            for index in parts[part]:
+                mine[index].data = mix * mine[index].data + (1 - mix) * globals_[index].data
+                begun[rank][index] = globals_[index].detach().clone()
+
+    def combine(part: int) -> None:
+        for index in parts[part]:
+            found = [
+                start[index] - list(each.parameters())[index].detach() for each, start in zip(own, begun, strict=True)
+            ]
+            globals_[index].grad = torch.stack(found).mean(0)
+        rules[part].step()
+
+    for step in range(1, steps + 1):
+        for rank, (each, optimizer) in enumerate(zip(own, inner, strict=True)):
+            descend(each, optimizer, batch(rank, step - 1))
+        for part in due.pop(step, ()):
+            take(part, local.mix)
+        if step % local.stride == 0:
+            part = (step // local.stride - 1) % local.fragments
+            combine(part)
+            due.setdefault(step + local.overlap, []).append(part)
+            if not local.overlap:
+                take(*due.pop(step), local.mix)
+    for late in due.values():
+        for part in late:
+            take(part, local.mix)
+    last = (steps // local.stride - 1) % local.fragments
+    for part in range(local.fragments):
+        if steps % local.stride or part != last:  # it took steps since it left
+            combine(part)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.*known to harm")
+@pytest.mark.parametrize(
+    ("fragments", "overlap", "mix"), [(1, 0, 0.5), (1, 3, 0.5), (2, 0, 0.0), (2, 2, 0.5), (2, 3, 0.25), (3, 1, 0.0)]
+)
+@pytest.mark.parametrize("steps", [24, 29])
+def test_fragments_are_those_of_the_streaming_paper(together, fragments, overlap, mix, steps):
+    """Whatever is combined late, in turn, and blended: servers and workers end with the paper's global parameters."""
+    torch.manual_seed(0)
+    model = mlp()
+
+    def local(each: nn.Module) -> LocalSteps:
+        return LocalSteps(6, adamw(each), Nesterov(), False, fragments, overlap, mix)
+
+    def learn(worker) -> nn.Module:
+        mine = copy.deepcopy(model)
+        opt = LocalOptimizer(worker, mine, local(mine))
+        for step in range(steps):
+            descend(mine, opt, batch(worker.rank, step))
+        opt.synchronise()
+        return mine
+
+    twin = copy.deepcopy(model)
+    expected = streaming(twin, 3, lambda some: torch.optim.SGD(some, 0.7, 0.9, nesterov=True), steps, local(twin))
+    for found in together(3, learn):
+        assert isinstance(found, nn.Module), found
+        assert gap(found, expected) < 1e-5
+
+
+def test_fragments_weigh_alike_and_take_equal_layers_in_turn():
+    assert dealt([64, 16, 64, 16, 64, 16, 64, 16], 2) == ((0, 1, 4, 5), (2, 3, 6, 7))
+    assert dealt([100, 1, 1, 1], 2) == ((0,), (1, 2, 3))
+    assert dealt([3, 3, 3], 1) == ((0, 1, 2),)
 
 
 @pytest.mark.filterwarnings("ignore:.*known to harm")
@@ -175,5 +257,15 @@ def test_what_cannot_be_is_refused_by_name():
             ps.optimizer(model, AdamW(lr=0.1), sync=LocalSteps(5, adamw(model)))
         with pytest.raises(ConfigurationError, match="needs a rule"):
             ps.optimizer(model)
+        with pytest.raises(ConfigurationError, match="4 tensors make no 5 fragments"):
+            ps.optimizer(model, sync=LocalSteps(5, adamw(model), fragments=5))
     with pytest.raises(ConfigurationError, match="every=0"):
         LocalSteps(0, adamw(model))
+    for message, options in (
+        ("every must be a multiple of fragments", {"fragments": 3}),
+        ("at most every / fragments = 5 steps", {"fragments": 2, "overlap": 6}),
+        ("overlap must be a whole number, 0 or more", {"overlap": -1}),
+        (r"mix must be a number in \[0, 1\)", {"mix": 1.0}),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            LocalSteps(10, adamw(model), **options)

@@ -20,20 +20,49 @@ class LocalSteps:
     move the global parameters along the mean difference. Nesterov(lr=0.7, momentum=0.9) makes it DiLoCo (Douillard
     et al., arXiv 2311.08105), SGD(lr=1.0) plain averaging, which is local SGD (Stich, arXiv 1805.09767).
     rate_rule: in windows below FULL_WINDOW steps, let outer momentum count less; see `rule`.
+
+    The rest is Streaming DiLoCo's (Douillard et al., arXiv 2501.18512, algorithm 2). fragments: P, the parts that the
+    parameters are combined in, one after the other, one each H / P steps. overlap: tau, how many steps a worker goes
+    on while a fragment is combined, at most H / P. mix: alpha, the worker's share when it takes what came:
+    alpha * its own + (1 - alpha) * the global ones.
+
+    Raises ConfigurationError for numbers that do not go together.
     """
 
     every: int
     inner: Any
     outer: Rule = field(default_factory=Nesterov)
     rate_rule: bool = True
+    fragments: int = 1
+    overlap: int = 0
+    mix: float = 0.0
 
     def __post_init__(self) -> None:
-        every: object = self.every  # users write what they like
-        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        for name, least in (("every", 1), ("fragments", 1), ("overlap", 0)):
+            value: object = getattr(self, name)  # users write what they like
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigurationError(
+                    f"LocalSteps({name}={value!r}): {name} must be a whole number, {least} or more, as in "
+                    f"LocalSteps(every=50, inner=torch.optim.AdamW(model.parameters()), fragments=2, overlap=5)"
+                )
+        if self.every % self.fragments:
             raise ConfigurationError(
-                f"LocalSteps(every={every!r}): every must be a whole number of steps, 1 or more, as in "
-                f"LocalSteps(every=50, inner=torch.optim.AdamW(model.parameters()))"
+                f"LocalSteps(every={self.every}, fragments={self.fragments}): one fragment is combined each "
+                f"every / fragments steps, so every must be a multiple of fragments"
             )
+        if self.overlap > self.stride:
+            raise ConfigurationError(
+                f"LocalSteps(overlap={self.overlap}) must be at most every / fragments = {self.stride} steps: the next "
+                f"fragment leaves then"
+            )
+        mix: object = self.mix
+        if not isinstance(mix, (int, float)) or not 0 <= mix < 1:
+            raise ConfigurationError(f"LocalSteps(mix={mix!r}): mix must be a number in [0, 1), the worker's own share")
+
+    @property
+    def stride(self) -> int:
+        """Inner steps between two fragments."""
+        return self.every // self.fragments
 
     @property
     def harmful(self) -> bool:
@@ -56,3 +85,20 @@ class LocalSteps:
         share = (self.every - 1) / (FULL_WINDOW - 1)
         momentum, rate = share * self.outer.momentum, 1 + share * (self.outer.lr - 1)
         return replace(self.outer, lr=rate, momentum=momentum, nesterov=self.outer.nesterov and momentum > 0)
+
+
+def dealt(sizes: list[int], fragments: int) -> tuple[tuple[int, ...], ...]:
+    """Which tensors, by index, each fragment has: largest first, each to the fragment that has the fewest elements.
+
+    So fragments weigh about the same, and no step sends more than another; and equal layers fall to them in turn,
+    strided, as the paper has it (section 2.2). ConfigurationError where there are fewer tensors.
+    """
+    if fragments > len(sizes):
+        raise ConfigurationError(f"{len(sizes)} tensors make no {fragments} fragments: give LocalSteps fewer of them")
+    held: list[list[int]] = [[] for _ in range(fragments)]
+    weights = [0] * fragments
+    for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):
+        lightest = min(range(fragments), key=lambda fragment: (weights[fragment], fragment))
+        held[lightest].append(index)
+        weights[lightest] += sizes[index]
+    return tuple(tuple(sorted(indices)) for indices in held)

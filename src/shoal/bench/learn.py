@@ -28,7 +28,8 @@ Show = Callable[[str, int, int], None]  # what is under way, steps done, steps i
 
 class Method(msgspec.Struct, frozen=True):
     """One row. every: inner steps between two exchanges; 0: none, each step is the servers'. outer_rate, momentum: of
-    the outer step. quorum: share of the workers that a commit waits for. late: how much longer the last worker takes.
+    the outer step. fragments, overlap, mix: see shoal.LocalSteps. quorum: share of the workers that a commit waits for.
+    late: how much longer the last worker takes.
     """
 
     name: str
@@ -38,6 +39,9 @@ class Method(msgspec.Struct, frozen=True):
     every: int = 0
     outer_rate: float = 0.7
     momentum: float = 0.9
+    fragments: int = 1
+    overlap: int = 0
+    mix: float = 0.0
     quorum: float = 1.0
     late: float = 0.0
 
@@ -55,6 +59,7 @@ METHODS = {
         Method("average", "plain averaging, H=50", every=50, outer_rate=1.0, momentum=0.0),
         Method("diloco-h10", "DiLoCo, H=10", every=10),
         Method("diloco-h2", "DiLoCo, H=2, rate rule on", every=2),
+        Method("streaming", "Streaming DiLoCo, H=50, e3m0", push="e3m0", every=50, fragments=2, overlap=5, mix=0.5),
     )
 }
 

@@ -49,7 +49,14 @@ def train(lesson: Lesson, ps: ParameterServer, model: GPT, crops: Crops) -> tupl
     method = lesson.method
     if method.every:
         inner = torch.optim.AdamW(model.parameters(), RATE)
-        local = shoal.LocalSteps(method.every, inner, outer(lesson))
+        local = shoal.LocalSteps(
+            method.every,
+            inner,
+            outer(lesson),
+            fragments=method.fragments,
+            overlap=method.overlap,
+            mix=method.mix,
+        )
         opt: torch.optim.Optimizer = ps.optimizer(model, sync=local, push=method.push, pull=method.pull)
     else:
         opt = ps.optimizer(model, AdamW(lr=RATE), sync=shoal.Sync(method.quorum), push=method.push, pull=method.pull)

@@ -6,21 +6,26 @@ servers' rule takes one step along its mean: Delta = mean(global - local), m = m
 global -= eta (Delta + mu m) (Nesterov). The next window begins from the global parameters; the inner
 optimizer's state stays the worker's own.
 
+Streaming DiLoCo (Douillard et al., arXiv 2501.18512, algorithm 2) does so for one fragment of the parameters at a
+time, one each H / P steps: Delta_p leaves at step t, and at step t + tau the outcome is blended in,
+local_p = alpha local_p + (1 - alpha) global_p. Which fragment's turn it is the clock says, so whoever joins late sends
+the one that the others send.
+
 Here the global parameters are parameters of their own (anchors), of an ordinary Shoal optimizer whose gradients
-are the differences: whatever holds for gradients, codecs and replicas among it, holds for them. On one host the
-anchors are the servers' own memory, and cost a worker nothing.
+are the differences: whatever holds for gradients, codecs and replicas among it, holds for them. Only the fragment
+whose turn it is has a gradient; a block without one keeps its state, momentum and step count included.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from shoal.adapters.local_steps import FULL_WINDOW, LocalSteps
+from shoal.adapters.local_steps import FULL_WINDOW, LocalSteps, dealt
 from shoal.adapters.torch.binding import binding_of
 from shoal.adapters.torch.groups import Named, Parameters, groups_of, trainable
 from shoal.adapters.torch.optimizer import Optimizer, optimizer
@@ -29,7 +34,7 @@ from shoal.runtime.worker import Worker
 
 
 class LocalOptimizer(torch.optim.Optimizer):
-    """The inner optimizer, with every `local.every`-th step followed by a synchronisation.
+    """The inner optimizer, with every H-th step followed by a synchronisation, of a fragment every H / P-th.
 
     Its parameter groups and state are the inner optimizer's: schedulers and zero_grad() work on them. outer: the
     Shoal optimizer of the global parameters; its groups' "lr" is the outer rate.
@@ -48,13 +53,21 @@ class LocalOptimizer(torch.optim.Optimizer):
         super().__init__([item.parameter for item in self._members], inner.defaults)
         self._declared = True
         self.param_groups, self.state, self.defaults = inner.param_groups, inner.state, inner.defaults
-        self.inner, self.local, self._taken = inner, local, 0
+        self.inner, self.local = inner, local
+        self._fragments = dealt([item.parameter.numel() for item in self._members], local.fragments)
+        self._every_fragment = frozenset(range(local.fragments))
+        self._taken = 0  # steps since a fragment left
+        self._ahead: frozenset[int] = frozenset()  # fragments that took steps since they left
+        self._under_way: frozenset[int] | None = None  # fragments that left and have not come back
+        self._left_at = 0  # the clock when they left
         self._anchors = [torch.nn.Parameter(item.parameter.detach().clone()) for item in self._members]
         self.outer = optimizer(worker, _groups(self._members, self._anchors), local.rule)
+        # What this worker's steps began from. Anchors may be newer: they come whole, fragments are taken in turn.
+        self._begun_from = [anchor.detach().clone() for anchor in self._anchors]
         binding = binding_of(worker)
         assert binding is not None, "the outer optimizer has made it"
-        binding.every = local.every
-        self._take_over()
+        binding.every = local.stride
+        self._take(self._every_fragment, mix=0.0)
         if local.harmful and not local.rate_rule:
             warnings.warn(
                 f"LocalSteps(every={local.every}, rate_rule=False) with outer momentum is known to harm below about "
@@ -64,35 +77,37 @@ class LocalOptimizer(torch.optim.Optimizer):
 
     @property
     def clock(self) -> int:
-        """The window this worker is in, counted over the whole job."""
+        """The round this worker is in, one for each fragment that leaves, counted over the whole job."""
         return self.outer.clock
 
     @property
     def version(self) -> int:
-        """The version (number of commits) of the global parameters that this window began from."""
+        """The version (number of commits) of the global parameters that came last."""
         return self.outer.version
 
     # torch types step() by overloads that no subclass of its own follows either.
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of the inner optimizer; after the last of a window, combine with the others (raises as
-        Optimizer.step does) and begin the next from the global parameters."""
+        """One step of the inner optimizer. When a fragment's turn has come, push its outer gradients; when what was
+        pushed is due, wait for the outcome (raises as Optimizer.step does) and take it."""
         loss = self.inner.step(closure) if closure is not None else self.inner.step()
         self._taken += 1
-        if self._taken >= self.local.every:
-            self.synchronise()
+        self._ahead = self._every_fragment
+        if self._under_way is not None and self._taken >= self.local.overlap:
+            self._come_back()
+        if self._taken >= self.local.stride:
+            self._leave(frozenset({self._turn(self.clock)}))
         return loss
 
     def synchronise(self) -> None:
-        """End the window here, however many steps it had. At the end of training: else its steps count for nothing."""
-        if not self._taken:
-            return
-        self._taken = 0
-        with torch.no_grad():
-            for anchor, item in zip(self._anchors, self._members, strict=True):
-                anchor.grad = anchor.detach() - item.parameter.detach()
-        self.outer.step()
-        self.outer.zero_grad()
-        self._take_over()
+        """End the window here, however many steps it had, all fragments at once; the model's parameters are then the
+        global ones. At the end of training: else these steps count for nothing."""
+        if self._under_way is not None:
+            self._come_back()
+        if self._ahead:
+            self._leave(self._ahead)
+        if self._under_way is not None:
+            self._come_back()
+        self._take(self._every_fragment, mix=0.0)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.inner.zero_grad(set_to_none)
@@ -110,11 +125,46 @@ class LocalOptimizer(torch.optim.Optimizer):
             raise ConfigurationError("the table is declared once: give all parameters to the inner optimizer at once")
         super().add_param_group(param_group)
 
-    def _take_over(self) -> None:
-        """The model's parameters are the global ones again."""
+    # --- helpers ----------------------------------------------------------------------------------
+
+    def _turn(self, clock: int) -> int:
+        """The fragment that leaves at the end of this round."""
+        return (clock - 1) % self.local.fragments
+
+    def _leave(self, fragments: frozenset[int]) -> None:
+        """Push the outer gradients of these fragments, and begin to combine them with the others'."""
         with torch.no_grad():
-            for anchor, item in zip(self._anchors, self._members, strict=True):
-                item.parameter.copy_(anchor)
+            for index in self._indices(fragments):
+                self._anchors[index].grad = self._begun_from[index] - self._members[index].parameter.detach()
+        self._under_way, self._left_at, self._taken = fragments, self.clock, 0
+        self._ahead -= fragments
+        self.outer.begin_step()
+        self.outer.zero_grad()
+        if not self.local.overlap:
+            self._come_back()
+
+    def _come_back(self) -> None:
+        """Wait for the outcome and take it. A worker whose contribution came too late (quorum) has missed rounds: it
+        takes those fragments, too."""
+        assert self._under_way is not None
+        self.outer.wait()
+        missed = (self._turn(clock) for clock in range(self._left_at + 1, self.clock))
+        fragments, self._under_way = self._under_way.union(missed), None
+        self._take(fragments, self.local.mix)
+
+    def _take(self, fragments: Iterable[int], mix: float) -> None:
+        """local = mix local + (1 - mix) global, and steps count from the global ones."""
+        with torch.no_grad():
+            for index in self._indices(fragments):
+                local, anchor = self._members[index].parameter, self._anchors[index]
+                if mix:
+                    local.lerp_(anchor, 1 - mix)
+                else:
+                    local.copy_(anchor)
+                self._begun_from[index].copy_(anchor)
+
+    def _indices(self, fragments: Iterable[int]) -> list[int]:
+        return [index for fragment in sorted(fragments) for index in self._fragments[fragment]]
 
 
 def _groups(members: Sequence[Named], anchors: Sequence[torch.nn.Parameter]) -> list[dict[str, Any]]:

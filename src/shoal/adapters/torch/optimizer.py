@@ -141,6 +141,7 @@ class Optimizer(torch.optim.Optimizer):
         handles = [
             _register(item.parameter, partial(self._outbox.fired, index)) for index, item in enumerate(self._members)
         ]
+        self._begun = False  # a step by begin_step() was, and is not waited for
         self._overlap = None
         if overlap and isinstance(params, torch.nn.Module):
             self._overlap = Overlap(params, self._members, worker, self._binding)
@@ -161,6 +162,10 @@ class Optimizer(torch.optim.Optimizer):
         """Return with the parameters of the last step in place; with overlap=False step() has waited already."""
         if self._overlap is not None:
             self._overlap.wait()
+        if self._begun:
+            self._worker.finish_step()
+            self._begun = False
+            self._binding.refresh(self.version)
 
     # torch types step() by overloads that no subclass of its own follows either.
     def step(  # type: ignore[override]
@@ -185,6 +190,15 @@ class Optimizer(torch.optim.Optimizer):
         with torch.no_grad():
             self._contribute(samples)
         return loss
+
+    def begin_step(self, samples: int | None = None) -> None:
+        """The same, but return as soon as the gradients have left; wait() ends it. Until then parameters are in motion:
+        neither read nor write them."""
+        self.wait()
+        self._check_settings(self.param_groups)
+        self._check_parameters()
+        with torch.no_grad():
+            self._contribute(samples, ends=False)
 
     def state_dict(self) -> dict[str, Any]:
         """The groups' settings. Moments are the servers': `ps.snapshot(path)` writes them down."""
@@ -217,7 +231,7 @@ class Optimizer(torch.optim.Optimizer):
 
     # --- helpers ----------------------------------------------------------------------------------
 
-    def _contribute(self, samples: int | None) -> None:
+    def _contribute(self, samples: int | None, ends: bool = True) -> None:
         scale, overflow = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         unscaled = overflow is not None and scale is None  # scaler.unscale_ came before
         void = overflow is not None and float(overflow) > 0
@@ -233,6 +247,12 @@ class Optimizer(torch.optim.Optimizer):
         if self._overlap is not None:
             self._chance.remember(self.clock + 1)  # the forward that comes before the step's end draws from it
             self._overlap.begin(rates, multiplier, void, samples)
+            self._outbox.clear()
+            return
+        if not ends:
+            self._chance.remember(self.clock + 1)  # what is drawn from now on belongs to the clock that comes
+            self._worker.begin_step(rates, multiplier, void, samples)
+            self._begun = True
             self._outbox.clear()
             return
         self._worker.step(rates, multiplier, void, samples)
