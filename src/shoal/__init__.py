@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shoal.optim import Adagrad as Adagrad
     from shoal.optim import Adam as Adam
     from shoal.optim import AdamW as AdamW
+    from shoal.optim import DelayedNesterov as DelayedNesterov
     from shoal.optim import Lion as Lion
     from shoal.optim import Nesterov as Nesterov
     from shoal.optim import RMSprop as RMSprop
@@ -31,7 +32,7 @@ _HOMES = {
     "shoal.adapters.local_steps": ("LocalSteps",),
     "shoal.client": ("ParameterServer", "connect"),
     "shoal.errors": ("ShoalError",),
-    "shoal.optim": ("LAMB", "SGD", "Adagrad", "Adam", "AdamW", "Lion", "Nesterov", "RMSprop"),
+    "shoal.optim": ("LAMB", "SGD", "Adagrad", "Adam", "AdamW", "DelayedNesterov", "Lion", "Nesterov", "RMSprop"),
     "shoal.policy": ("Async", "Bounded", "Sync"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -16,7 +16,7 @@ import pytest
 
 from shoal.codec.codec import CODECS, Codec
 from shoal.kernel import specialised
-from shoal.optim import LAMB, SGD, Adagrad, Adam, AdamW, Lion, RMSprop, Rule
+from shoal.optim import LAMB, SGD, Adagrad, Adam, AdamW, DelayedNesterov, Lion, RMSprop, Rule
 from shoal.optim.passes import LANES, fused
 
 ELEMENTS = 5 * LANES + 7
@@ -35,6 +35,7 @@ RULES: list[Rule] = [
     AdamW(lr=0.1),
     LAMB(lr=0.1),
     Lion(lr=0.1, weight_decay=0.1),
+    DelayedNesterov(every=2, share=0.25),
 ]
 
 

@@ -12,7 +12,7 @@ import torch
 
 from shoal.codec.codec import codec_for
 from shoal.errors import ConfigurationError
-from shoal.optim import LAMB, SGD, Adagrad, Adam, AdamW, Lion, RMSprop, Rule
+from shoal.optim import LAMB, SGD, Adagrad, Adam, AdamW, DelayedNesterov, Lion, RMSprop, Rule
 from shoal.optim.passes import LANES, fused
 from shoal.optim.registry import RULES, rule_for
 
@@ -139,6 +139,31 @@ def test_lion_follows_its_paper(rule: Lion) -> None:
     assert_close(train([rule] * len(SHAPES)), [p.numpy().reshape(-1) for p in parameters])
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25])
+@pytest.mark.parametrize("every", [1, 4])
+def test_delayed_nesterov_follows_its_paper(every: int, share: float) -> None:
+    """Algorithm 3: t counts from 0, Delta the accumulator, c the share."""
+    rule = DelayedNesterov(lr=0.01, momentum=0.8, every=every, share=share)
+    parameters = [tensor.double() for tensor in initial()]
+    momentum = [torch.zeros_like(p) for p in parameters]
+    delta = [torch.zeros_like(p) for p in parameters]
+    for t, grads in enumerate(gradients()):
+        for p, g, m, d in zip(parameters, grads, momentum, delta, strict=True):
+            d += g
+            share_now = share
+            if (t + 1) % every == 0:
+                m.copy_(0.8 * m + d / every)
+                d.zero_()
+                share_now = 1 - every * share + share
+            p -= rate_at(rule, t + 1) * (share_now * 0.8 * m + g / every)
+    assert_close(train([rule] * len(SHAPES)), [p.numpy().reshape(-1) for p in parameters])
+
+
+def test_delayed_nesterov_of_one_update_is_nesterov() -> None:
+    rules: list[Rule] = [DelayedNesterov(lr=0.01, momentum=0.9, every=1)] * len(SHAPES)
+    assert_close(train(rules), train([SGD(lr=0.01, momentum=0.9, nesterov=True)] * len(SHAPES)))
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_first_step_by_hand(name: str) -> None:
     rule = RULES[name]()
@@ -146,7 +171,8 @@ def test_first_step_by_hand(name: str) -> None:
     states = [np.zeros(1, np.float32) for _ in rule.states]
     fused(rule, FLOAT32).update(p, states, rule.constants(1, 0.7), [(g, ONE)], ONE, SCRATCH)
     exact = 0.1 - {"sgd": 0.21, "adagrad": 0.7, "rmsprop": 7.0, "adam": 0.7, "adamw": 0.7007,
-                   "lamb": 0.7 / (1 + 1e-6 / 0.3) + 0.0007, "lion": 0.7}[name]  # fmt: skip
+                   "lamb": 0.7 / (1 + 1e-6 / 0.3) + 0.0007, "lion": 0.7,
+                   "delayed-nesterov": 0.7 * 0.3 / 4}[name]  # fmt: skip
     assert p[0] == pytest.approx(exact, rel=1e-6)
 
 
@@ -178,6 +204,9 @@ def test_settings_make_the_round_trip() -> None:
         (lambda: Lion(weight_decay=-0.1), r"Lion\(weight_decay=-0.1\)"),
         (lambda: RMSprop(alpha=1.1), r"alpha must be a number in \[0, 1\]"),
         (lambda: SGD(clip_norm=0), r"clip_norm must be a number in \(0, inf\)"),
+        (lambda: DelayedNesterov(every=2.5), r"every must be a whole number of updates"),
+        (lambda: DelayedNesterov(every=0), r"every must be a number in \[1, inf\)"),
+        (lambda: DelayedNesterov(every=4, share=0.3), r"share at most one part in so many"),
         (lambda: SGD(nesterov=True), r"needs momentum above 0 and dampening 0; here momentum=0.0"),
         (lambda: rule_for("adamax", ()), r"unknown rule 'adamax'; known: sgd, adagrad"),
         (lambda: rule_for("sgd", (("beta1", 0.9),)), r"SGD has no setting 'beta1'; it has lr, momentum"),

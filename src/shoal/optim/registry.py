@@ -5,13 +5,15 @@ from __future__ import annotations
 from shoal.errors import ConfigurationError
 from shoal.optim.adagrad import Adagrad
 from shoal.optim.adam import Adam, AdamW
+from shoal.optim.delayed import DelayedNesterov
 from shoal.optim.lamb import LAMB
 from shoal.optim.lion import Lion
 from shoal.optim.rmsprop import RMSprop
 from shoal.optim.rule import Rule, Settings
 from shoal.optim.sgd import SGD
 
-RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (SGD, Adagrad, RMSprop, Adam, AdamW, LAMB, Lion)}
+KNOWN: tuple[type[Rule], ...] = (SGD, Adagrad, RMSprop, Adam, AdamW, LAMB, Lion, DelayedNesterov)
+RULES: dict[str, type[Rule]] = {rule.name: rule for rule in KNOWN}
 
 
 def rule_type(name: str) -> type[Rule]:

@@ -52,6 +52,8 @@ RANGES = {
     "lr": Range(0),
     "lr_decay": Range(0),
     "momentum": Range(0),
+    "every": Range(1),
+    "share": Range(0, 1, high_open=False),
     "dampening": Range(-math.inf, low_open=True),
     "alpha": Range(0, 1, high_open=False),
     "beta1": Range(0, 1),
