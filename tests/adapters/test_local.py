@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from shoal.adapters.local_steps import LocalSteps, dealt
 from shoal.adapters.torch import LocalOptimizer, loader
 from shoal.client import connect
 from shoal.errors import ConfigurationError
-from shoal.optim import SGD, AdamW, Nesterov, Rule
+from shoal.optim import SGD, AdamW, DelayedNesterov, Nesterov, Rule
+from shoal.policy import Async, Bounded, Policy, Sync
 
 from .test_in_process import gap, mlp, together
 
@@ -160,6 +162,67 @@ def test_fragments_are_those_of_the_streaming_paper(together, fragments, overlap
         assert gap(found, expected) < 1e-5
 
 
+@pytest.mark.parametrize(("fragments", "overlap", "mix"), [(1, 0, 0.0), (1, 2, 0.5), (2, 1, 0.25)])
+def test_one_by_one_each_worker_adds_what_it_came_to_to_whatever_is_there(together, fragments, overlap, mix):
+    """Two workers that take turns, so that each one's contribution is a round old when it comes."""
+    model = mlp()
+    outer, steps, stride = DelayedNesterov(lr=0.7, momentum=0.9, every=2), 24, 6 // fragments
+    turns = threading.Barrier(2)
+
+    def learn(worker) -> nn.Module:
+        mine = copy.deepcopy(model)
+        opt = LocalOptimizer(worker, mine, LocalSteps(6, adamw(mine), outer, True, fragments, overlap, mix, Async()))
+        for step in range(steps):
+            for rank in range(2):
+                turns.wait()
+                if rank == worker.rank:
+                    descend(mine, opt, batch(rank, step))
+                    if opt.outer._begun:
+                        worker.finish_step()  # the order of commits is that of the turns
+        turns.wait()
+        return nn.ParameterList([anchor.detach().clone() for anchor in opt._anchors]) if worker.rank else mine
+
+    found = together(2, learn)[1]
+    assert isinstance(found, nn.ParameterList), found
+
+    parts = dealt([parameter.numel() for parameter in model.parameters()], fragments)
+    globals_ = [parameter.detach().clone() for parameter in model.parameters()]
+    momentum, total, counts = ([torch.zeros_like(each) for each in globals_] for _ in range(3))
+    own = [copy.deepcopy(model) for _ in range(2)]
+    inner = [adamw(each) for each in own]
+    begun = [[each.clone() for each in globals_] for _ in range(2)]
+    came: dict[int, tuple[int, list[Tensor]]] = {}
+    for step in range(1, steps + 1):
+        for rank in range(2):
+            mine = list(own[rank].parameters())
+            descend(own[rank], inner[rank], batch(rank, step - 1))
+
+            def take(rank: int = rank, mine: list[nn.Parameter] = mine) -> None:
+                part, values = came.pop(rank)
+                for index in parts[part]:
+                    mine[index].data = mix * mine[index].data + (1 - mix) * values[index]
+                    begun[rank][index] = values[index]
+
+            if rank in came and step % stride >= overlap:
+                take()
+            if step % stride == 0:
+                part = (step // stride - 1) % fragments
+                for index in parts[part]:
+                    g = begun[rank][index] - mine[index].detach()
+                    counts[index] += 1
+                    total[index] += g
+                    delayed = 0.0
+                    if counts[index].flatten()[0] % 2 == 0:
+                        momentum[index], delayed = 0.9 * momentum[index] + total[index] / 2, 1.0
+                        total[index] = torch.zeros_like(g)
+                    globals_[index] = globals_[index] - 0.7 * (delayed * 0.9 * momentum[index] + g / 2)
+                came[rank] = part, list(globals_)
+                if not overlap:
+                    take()
+    for one, other in zip(found, globals_, strict=True):
+        assert (one - other).abs().max() < 1e-5
+
+
 def test_fragments_weigh_alike_and_take_equal_layers_in_turn():
     assert dealt([64, 16, 64, 16, 64, 16, 64, 16], 2) == ((0, 1, 4, 5), (2, 3, 6, 7))
     assert dealt([100, 1, 1, 1], 2) == ((0,), (1, 2, 3))
@@ -212,12 +275,20 @@ def test_each_sample_counts_once_and_windows_are_leased_whole(together):
     assert sorted(len(seen) for seen in results) == [20, 20]
 
 
-def test_short_windows_with_momentum_are_warned_of_unless_the_rate_rule_is_on():
+def test_what_is_known_to_harm_is_warned_of_with_its_cure():
     def start(every: int, outer: Rule, rate_rule: bool) -> None:
         model = mlp()
         with connect() as ps:
             ps.optimizer(model, sync=LocalSteps(every, adamw(model), outer, rate_rule))
 
+    def apart(sync: Policy, outer: Rule) -> None:
+        model = mlp()
+        with connect() as ps:
+            ps.optimizer(model, sync=LocalSteps(50, adamw(model), outer, sync=sync))
+
+    for sync in (Async(), Bounded(2)):
+        with pytest.warns(UserWarning, match=r"known to harm: .* one by one.*outer=shoal.DelayedNesterov"):
+            apart(sync, Nesterov())
     with pytest.warns(UserWarning, match=r"every=2, .*known to harm below about 10 steps"):
         start(2, Nesterov(), False)
     with warnings.catch_warnings():
@@ -225,6 +296,9 @@ def test_short_windows_with_momentum_are_warned_of_unless_the_rate_rule_is_on():
         start(2, Nesterov(), True)
         start(10, Nesterov(), False)
         start(2, SGD(lr=1.0), False)
+        apart(Async(), DelayedNesterov())
+        apart(Async(), SGD(lr=0.2))
+        apart(Sync(quorum=0.5), Nesterov())
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 from shoal.errors import ConfigurationError
 from shoal.optim import SGD, Nesterov, Rule
+from shoal.policy import Policy, Sync, checked
 
 FULL_WINDOW = 10  # steps; in shorter windows outer momentum adds up differences that point the same way
 
@@ -26,6 +27,10 @@ class LocalSteps:
     on while a fragment is combined, at most H / P. mix: alpha, the worker's share when it takes what came:
     alpha * its own + (1 - alpha) * the global ones.
 
+    sync: how the workers' contributions come together: Sync(), all of a round at once, or one by one as they come,
+    Async() or Bounded(staleness=...), where no worker waits for a slower one (Liu et al., arXiv 2401.09135). Then
+    outer should be DelayedNesterov(every=number of workers).
+
     Raises ConfigurationError for numbers that do not go together.
     """
 
@@ -36,6 +41,7 @@ class LocalSteps:
     fragments: int = 1
     overlap: int = 0
     mix: float = 0.0
+    sync: Policy = Sync()
 
     def __post_init__(self) -> None:
         for name, least in (("every", 1), ("fragments", 1), ("overlap", 0)):
@@ -58,6 +64,7 @@ class LocalSteps:
         mix: object = self.mix
         if not isinstance(mix, (int, float)) or not 0 <= mix < 1:
             raise ConfigurationError(f"LocalSteps(mix={mix!r}): mix must be a number in [0, 1), the worker's own share")
+        checked(self.sync)
 
     @property
     def stride(self) -> int:
@@ -65,10 +72,29 @@ class LocalSteps:
         return self.every // self.fragments
 
     @property
-    def harmful(self) -> bool:
+    def _momentum(self) -> bool:
+        return isinstance(self.outer, SGD) and self.outer.momentum > 0
+
+    @property
+    def short(self) -> bool:
         """Whether outer momentum is known to harm in windows so short."""
-        momentum = isinstance(self.outer, SGD) and self.outer.momentum > 0
-        return momentum and self.every < FULL_WINDOW
+        return self._momentum and self.every < FULL_WINDOW
+
+    @property
+    def harm(self) -> str:
+        """What is known to harm in this choice, with its cure; "" where nothing is."""
+        if self._momentum and not self.sync.lockstep:
+            return (
+                f"LocalSteps(sync={self.sync!r}) with outer momentum is known to harm: contributions come one by one, "
+                f"each a whole step of another age, and momentum adds them up (arXiv 2401.09135); give "
+                f"outer=shoal.DelayedNesterov(lr=0.7, momentum=0.9, every=NUMBER_OF_WORKERS)"
+            )
+        if self.short and not self.rate_rule:
+            return (
+                f"LocalSteps(every={self.every}, rate_rule=False) with outer momentum is known to harm below about "
+                f"{FULL_WINDOW} steps; take more steps, or leave the rate rule on"
+            )
+        return ""
 
     @property
     def rule(self) -> Rule:
@@ -79,7 +105,7 @@ class LocalSteps:
         that all point the same way is 1 / (1 - mu) times as long as one of them: what spares a long window, whose
         differences hardly do, throws off a short one. Ours; found by `shoal bench learn`.
         """
-        if not (self.harmful and self.rate_rule):
+        if not (self.short and self.rate_rule):
             return self.outer
         assert isinstance(self.outer, SGD)
         share = (self.every - 1) / (FULL_WINDOW - 1)

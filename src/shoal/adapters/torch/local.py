@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoal.adapters.local_steps import FULL_WINDOW, LocalSteps, dealt
+from shoal.adapters.local_steps import LocalSteps, dealt
 from shoal.adapters.torch.binding import binding_of
 from shoal.adapters.torch.groups import Named, Parameters, groups_of, trainable
 from shoal.adapters.torch.optimizer import Optimizer, optimizer
@@ -61,19 +61,15 @@ class LocalOptimizer(torch.optim.Optimizer):
         self._under_way: frozenset[int] | None = None  # fragments that left and have not come back
         self._left_at = 0  # the clock when they left
         self._anchors = [torch.nn.Parameter(item.parameter.detach().clone()) for item in self._members]
-        self.outer = optimizer(worker, _groups(self._members, self._anchors), local.rule)
+        self.outer = optimizer(worker, _groups(self._members, self._anchors), local.rule, sync=local.sync)
         # What this worker's steps began from. Anchors may be newer: they come whole, fragments are taken in turn.
         self._begun_from = [anchor.detach().clone() for anchor in self._anchors]
         binding = binding_of(worker)
         assert binding is not None, "the outer optimizer has made it"
         binding.every = local.stride
         self._take(self._every_fragment, mix=0.0)
-        if local.harmful and not local.rate_rule:
-            warnings.warn(
-                f"LocalSteps(every={local.every}, rate_rule=False) with outer momentum is known to harm below about "
-                f"{FULL_WINDOW} steps; take more steps, or leave the rate rule on",
-                stacklevel=3,
-            )
+        if local.harm:
+            warnings.warn(local.harm, stacklevel=3)
 
     @property
     def clock(self) -> int:
