@@ -41,7 +41,7 @@ class LocalSteps:
     fragments: int = 1
     overlap: int = 0
     mix: float = 0.0
-    sync: Policy = Sync()
+    sync: Policy = field(default_factory=Sync)
 
     def __post_init__(self) -> None:
         for name, least in (("every", 1), ("fragments", 1), ("overlap", 0)):
