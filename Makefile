@@ -56,5 +56,5 @@ $(VENV)/train.stamp: pyproject.toml constraints.txt tools/make_venv.sh
 
 $(VENV)/dev.stamp: $(VENV)/train.stamp
 	@echo "Installing the tools for tests and checks: half a minute."
-	@$(PIP_INSTALL) --editable '.[torch,text,etcd,dev]'
+	@$(PIP_INSTALL) --editable '.[torch,text,etcd,plot,dev]'
 	@touch $@

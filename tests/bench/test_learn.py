@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from shoal.bench.learn import METHODS, Plan
+from shoal.bench.learn import METHODS, LearnRow, Plan, Point, Run
+from shoal.bench.learn_plot import check_drawable, draw, modelled_seconds
 from shoal.cli.bench import bench_app
 from shoal.errors import ConfigurationError
 
@@ -38,6 +39,54 @@ def test_a_row_for_each_method(text: str, tmp_path: Path) -> None:
     whole = rows["sync"]["bytes"]
     assert whole / rows["sync-int4"]["bytes"] > 4, "six steps, of which the first comes back whole"
     assert 1.8 < whole / rows["diloco-h2"]["bytes"] < 2.05
+
+
+@pytest.mark.slow
+def test_uneven_workers_learn_all_samples_once_and_the_naive_form_is_warned_of(text: str, tmp_path: Path) -> None:
+    only = ["--only", "async-naive", "--only", "async-adamw"]
+    options = [
+        "--text",
+        text,
+        *only,
+        "--seeds",
+        "1",
+        "--steps",
+        "6",
+        "--workers",
+        "2",
+        "--json",
+        str(tmp_path / "rows"),
+    ]
+    result = CliRunner().invoke(bench_app, ["learn", *options], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    naive, adamw = json.loads((tmp_path / "rows").read_text())
+    assert "outer=shoal.DelayedNesterov" in naive["warnings"][0] and "async-naive warns" in result.output
+    assert 1 < adamw["val_loss"] < 5 and 0 < adamw["runs"][0]["age"] <= 2
+
+
+def row(name: str, losses: list[float]) -> LearnRow:
+    points = tuple(Point(step, step, 1_000_000 * (step + 1), loss) for step, loss in enumerate(losses))
+    return LearnRow(name, name, [0], losses[-1], 1, 1.0, [Run(0, losses[-1], 1, 1.0, points=points)])
+
+
+def test_time_is_what_was_computed_and_what_the_link_takes() -> None:
+    assert modelled_seconds(Point(100, 8.0, 250_000_000, 2.0), link_mbits=1000) == 10.0
+
+
+def test_the_plot_is_a_png(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    draw([row("sync", [3.0, 2.0]), row("diloco", [3.1, 2.1])], tmp_path / "plot.png", 1000)
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plot_that_cannot_be_drawn_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match="ends in .png"):
+        check_drawable(tmp_path / "plot.svg")
+    with pytest.raises(ConfigurationError, match="does not exist"):
+        check_drawable(tmp_path / "none" / "plot.png")
+    monkeypatch.setattr("shoal.bench.learn_plot.find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'shoal\[plot\]'"):
+        check_drawable(tmp_path / "plot.png")
 
 
 def test_what_cannot_be_measured_is_refused(text: str) -> None:

@@ -1,9 +1,12 @@
 """What sending less costs in learning: one small GPT, by many methods, from the same seeds.
 
-A character-level GPT of 2 layers, 64 wide, learns `text` on four workers: each method takes the same number of steps of
-the same batches. Counted are the bytes that all workers sent and received, at their transports (tcp), and the loss
+A character-level GPT of 2 layers, 64 wide, learns `text` on four workers: each method learns as many samples, in the
+same batches. Counted are the bytes that all workers sent and received, at their transports (tcp), and the loss
 over the whole validation split of the parameters that the servers end with. The sources of the methods are named in
 docs/codecs.md and docs/local_steps.md.
+
+Where workers wait for each other they take turns at the samples. Asynchronous ones lease them (ps.loader), whoever
+comes first, until all are learnt; the learning rate follows the share of samples leased.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from shoal.errors import ConfigurationError, JobError
 from shoal.launch.local import launch
 
 PROGRAM = ("-m", "shoal.bench.learn_worker")
+STEP_SECONDS = 0.05  # of a worker whose speed is 1
 STEP, RESULT = "LEARN STEP ", "LEARN RESULT "  # how the lines of its workers begin
 
 Show = Callable[[str, int, int], None]  # what is under way, steps done, steps in all
@@ -29,7 +33,11 @@ Show = Callable[[str, int, int], None]  # what is under way, steps done, steps i
 class Method(msgspec.Struct, frozen=True):
     """One row. every: inner steps between two exchanges; 0: none, each step is the servers'. outer_rate, momentum: of
     the outer step. fragments, overlap, mix: see shoal.LocalSteps. quorum: share of the workers that a commit waits for.
-    late: how much longer the last worker takes.
+    late: how much longer the last worker takes. one_by_one: contributions are committed as they come. delayed: outer
+    momentum is Delayed Nesterov. speeds: steps of each worker in STEP_SECONDS, kept by sleeping; empty: as they
+    can. whole: one worker more than the others have, each of whose contributions is of as many samples as a step of
+    all of theirs: so there are as many commits as in sync, and each contribution is as many commits old as the
+    others have workers.
     """
 
     name: str
@@ -44,8 +52,20 @@ class Method(msgspec.Struct, frozen=True):
     mix: float = 0.0
     quorum: float = 1.0
     late: float = 0.0
+    one_by_one: bool = False
+    delayed: bool = False
+    speeds: tuple[float, ...] = ()
+    whole: bool = False
+
+    def workers(self, plan: Plan) -> int:
+        return plan.workers + self.whole
+
+    def batch(self, plan: Plan) -> int:
+        """Sequences of one worker in a step."""
+        return plan.batch * (plan.workers if self.whole else 1)
 
 
+UNEVEN = (1.72, 1.33, 0.66, 0.156)  # 11 to 1
 METHODS = {
     method.name: method
     for method in (
@@ -60,6 +80,9 @@ METHODS = {
         Method("diloco-h10", "DiLoCo, H=10", every=10),
         Method("diloco-h2", "DiLoCo, H=2, rate rule on", every=2),
         Method("streaming", "Streaming DiLoCo, H=50, e3m0", push="e3m0", every=50, fragments=2, overlap=5, mix=0.5),
+        Method("async-naive", "asynchronous, H=50, 11:1, Nesterov", every=50, one_by_one=True, speeds=UNEVEN),
+        Method("async-dn", "the same, Delayed Nesterov", every=50, one_by_one=True, speeds=UNEVEN, delayed=True),
+        Method("async-adamw", "Async, AdamW on servers, staleness 4", one_by_one=True, whole=True),
     )
 }
 
@@ -88,37 +111,56 @@ class Plan:
 
 
 class Lesson(msgspec.Struct, frozen=True):
-    """What one run's workers are told."""
+    """What one run's workers are told. samples: of all workers together."""
 
     method: Method
     seed: int
     text: str
     steps: int
     batch: int
+    samples: int
+
+
+class Point(msgspec.Struct, frozen=True):
+    """On the way: what the servers' parameters had come to. step: of those that a worker has in sync; seconds: that
+    the worker of rank 0 had computed for until then; bytes: of all workers; val_loss: over a part of the split."""
+
+    step: float
+    seconds: float
+    bytes: int
+    val_loss: float
 
 
 class Lived(msgspec.Struct, frozen=True):
     """What a worker says at its end. val_loss: of the worker of rank 0 alone. received, sent: bytes, from its first
-    step on. seconds: of all its steps."""
+    step on. seconds: of all its steps. points: bytes are its own. age: commits between the parameters that a
+    contribution is of and its own commit, on average. warnings: that Shoal gave."""
 
     rank: int
     received: int
     sent: int
     seconds: float
     val_loss: float | None = None
+    points: tuple[Point, ...] = ()
+    age: float = 0.0
+    warnings: tuple[str, ...] = ()
 
 
 class Run(msgspec.Struct, frozen=True):
-    """One method from one seed. bytes: of all workers, both ways. seconds: of the slowest one's steps."""
+    """One method from one seed. bytes: of all workers, both ways. seconds: of the slowest one's steps. age: of
+    contributions, in commits, on average over workers."""
 
     seed: int
     val_loss: float
     bytes: int
     seconds: float
+    age: float = 0.0
+    points: tuple[Point, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class LearnRow(msgspec.Struct, frozen=True):
-    """One method. val_loss, bytes: the medians over seeds."""
+    """One method. val_loss, bytes: the medians over seeds. warnings: what a user of the method is told."""
 
     name: str
     what: str
@@ -127,6 +169,7 @@ class LearnRow(msgspec.Struct, frozen=True):
     bytes: int
     seconds: float
     runs: list[Run]
+    warnings: tuple[str, ...] = ()
 
 
 def learn(plan: Plan, show: Show) -> Iterator[LearnRow]:
@@ -158,11 +201,13 @@ def _row(method: Method, runs: Sequence[Run]) -> LearnRow:
         bytes=round(statistics.median(moved)),
         seconds=statistics.median(run.seconds for run in runs),
         runs=list(runs),
+        warnings=runs[0].warnings,
     )
 
 
 def _run(plan: Plan, method: Method, seed: int, at: Callable[[int], None]) -> Run:
-    lesson = Lesson(method, seed, str(Path(plan.text).absolute()), plan.steps, plan.batch)
+    samples, workers = plan.workers * plan.steps * plan.batch, method.workers(plan)
+    lesson = Lesson(method, seed, str(Path(plan.text).absolute()), plan.steps, method.batch(plan), samples)
     lived: list[Lived] = []
     others: list[str] = []
 
@@ -175,12 +220,28 @@ def _run(plan: Plan, method: Method, seed: int, at: Callable[[int], None]) -> Ru
             others.append(f"{source}: {text}")
 
     command = (*PROGRAM, msgspec.json.encode(lesson).decode())
-    status = launch(command, plan.workers, 1, max_restarts=0, on_line=line, env=_environment())
-    if status != 0 or len(lived) < plan.workers:
-        ended = f"{len(lived)} of {plan.workers} workers came to an end"
+    status = launch(command, workers, 1, max_restarts=0, on_line=line, env=_environment())
+    if status != 0 or len(lived) < workers:
+        ended = f"{len(lived)} of {workers} workers came to an end"
         raise JobError(f"{method.name}, seed {seed}: {ended}: {others[-3:]}")
-    losses = [each.val_loss for each in lived if each.val_loss is not None]
-    return Run(seed, losses[0], sum(each.received + each.sent for each in lived), max(each.seconds for each in lived))
+    return _judged(seed, lived)
+
+
+def _judged(seed: int, lived: Sequence[Lived]) -> Run:
+    """What all workers of a run saw together."""
+    (first,) = (each for each in lived if each.rank == 0)
+    assert first.val_loss is not None
+    moved = sum(each.received + each.sent for each in lived)
+    share = moved / (first.received + first.sent)
+    return Run(
+        seed,
+        first.val_loss,
+        moved,
+        max(each.seconds for each in lived),
+        statistics.mean(each.age for each in lived),
+        tuple(msgspec.structs.replace(point, bytes=round(point.bytes * share)) for point in first.points),
+        first.warnings,
+    )
 
 
 def _environment() -> Mapping[str, str]:

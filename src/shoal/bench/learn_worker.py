@@ -5,26 +5,38 @@ python -m shoal.bench.learn_worker LESSON    (LESSON is JSON, see learn.Lesson)
 
 from __future__ import annotations
 
+import copy
 import math
+import statistics
 import sys
 import time
+import warnings
+from collections.abc import Iterator
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch.utils.data import TensorDataset
 
 import shoal
-from shoal.bench.learn import RESULT, STEP, Lesson, Lived
+from shoal.adapters.torch import LocalOptimizer, Optimizer
+from shoal.bench.learn import RESULT, STEP, STEP_SECONDS, Lesson, Lived, Method, Point
 from shoal.client import ParameterServer
-from shoal.optim import SGD, AdamW, Nesterov, Rule
+from shoal.optim import SGD, AdamW, DelayedNesterov, Nesterov, Rule
+from shoal.policy import Policy
 from shoal.recipes.gpt.crops import Crops
-from shoal.recipes.gpt.evaluate import measure
+from shoal.recipes.gpt.evaluate import estimate, measure
 from shoal.recipes.gpt.model import GPT, Shape
-from shoal.recipes.gpt.text import make_tokenizer, read_text, split
+from shoal.recipes.gpt.text import Ids, make_tokenizer, read_text, split
 
 LAYERS, WIDTH, HEADS, BLOCK = 2, 64, 4, 64
 RATE = 1e-3
 SHOWN_EVERY = 25  # steps
+LOOKED_AT_EVERY = 100  # steps: how often the servers' parameters are
+LOOKED_AT_CROPS = 256  # of the validation split, always the same
+
+Numbers = npt.NDArray[np.int64]  # (samples,): which crops
 
 
 def main() -> None:
@@ -35,56 +47,119 @@ def main() -> None:
     training, validation = split(tokenizer.encode(text), BLOCK)
     torch.manual_seed(lesson.seed)
     model = GPT(Shape(tokenizer.size, BLOCK, LAYERS, HEADS, WIDTH))
+    crops = Crops(training, BLOCK, lesson.samples, seed=lesson.seed)
     with shoal.connect() as ps:
+        pupil = Pupil(lesson, ps, model, validation)
         began = time.monotonic()
-        crops = Crops(training, BLOCK, ps.workers * lesson.steps * lesson.batch, seed=lesson.seed)
-        received, sent = train(lesson, ps, model, crops)
-        seconds = time.monotonic() - began
+        pupil.train(crops)
+        received, sent = pupil.moved()
         loss = measure(model, validation) if ps.rank == 0 else None
-        print(RESULT + msgspec.json.encode(Lived(ps.rank, received, sent, seconds, loss)).decode(), flush=True)
+        age = statistics.mean(pupil.ages) if pupil.ages else 0.0
+        seconds = time.monotonic() - began
+        lived = Lived(ps.rank, received, sent, seconds, loss, tuple(pupil.points), age, tuple(pupil.warned))
+        print(RESULT + msgspec.json.encode(lived).decode(), flush=True)
 
 
-def train(lesson: Lesson, ps: ParameterServer, model: GPT, crops: Crops) -> tuple[int, int]:
-    """All steps of this worker; the model ends with the servers' parameters. Returns bytes received and sent."""
-    method = lesson.method
-    if method.every:
-        inner = torch.optim.AdamW(model.parameters(), RATE)
-        local = shoal.LocalSteps(
-            method.every,
-            inner,
-            outer(lesson),
-            fragments=method.fragments,
-            overlap=method.overlap,
-            mix=method.mix,
-        )
-        opt: torch.optim.Optimizer = ps.optimizer(model, sync=local, push=method.push, pull=method.pull)
-    else:
-        opt = ps.optimizer(model, AdamW(lr=RATE), sync=shoal.Sync(method.quorum), push=method.push, pull=method.pull)
-    before = ps.worker.bytes_moved()
-    step = 0
-    while step < lesson.steps:
-        began = time.monotonic()
-        for group in opt.param_groups:
-            group["lr"] = 0.5 * RATE * (1 + math.cos(math.pi * step / lesson.steps))
-        x, y = crops.batch(np.arange(lesson.batch) + (step * ps.workers + ps.rank) * lesson.batch)
-        opt.zero_grad()
-        model(x, y).backward()
-        if method.late and ps.rank == ps.workers - 1:
-            time.sleep(method.late * (time.monotonic() - began))
-        opt.step()
-        # Who was too late for a commit goes on with the rest.
-        step = step + 1 if method.every else ps.worker.clock - 1
-        if ps.rank == 0 and step % SHOWN_EVERY == 0:
-            print(f"{STEP}{step}", flush=True)
-    if method.every:
-        assert isinstance(opt, shoal.adapters.torch.LocalOptimizer)
-        opt.synchronise()
-    received, sent = ps.worker.bytes_moved()
-    return received - before[0], sent - before[1]
+class Pupil:
+    """One worker's model, and what is noted on the way."""
+
+    def __init__(self, lesson: Lesson, ps: ParameterServer, model: GPT, validation: Ids) -> None:
+        self._lesson, self._ps, self._model, self._validation = lesson, ps, model, validation
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            self._opt = optimizer(lesson.method, ps, model)
+        self.warned = [str(item.message) for item in caught if issubclass(item.category, UserWarning)]
+        self.points: list[Point] = []
+        self.ages: list[int] = []
+        self._computed = 0.0  # seconds
+        self._before = ps.worker.bytes_moved()
+
+    def train(self, crops: Crops) -> None:
+        """All steps of this worker; the model ends with the servers' parameters."""
+        for step, numbers in self._leased() if self._lesson.method.one_by_one else self._in_turn():
+            began = time.monotonic()
+            for group in self._opt.param_groups:
+                group["lr"] = 0.5 * RATE * (1 + math.cos(math.pi * step / self._lesson.steps))
+            self._opt.zero_grad()
+            x, y = crops.batch(numbers)
+            self._model(x, y).backward()
+            self._be_slow(began)
+            self._computed += time.monotonic() - began
+            version = self._opt.version
+            self._opt.step()
+            if self._opt.version != version:
+                self.ages.append(self._opt.version - version - 1)
+            if self._ps.rank == 0:
+                self._look(step)
+        if isinstance(self._opt, LocalOptimizer):
+            self._opt.synchronise()
+
+    def moved(self) -> tuple[int, int]:
+        """Bytes received and sent since training began."""
+        received, sent = self._ps.worker.bytes_moved()
+        return received - self._before[0], sent - self._before[1]
+
+    def _in_turn(self) -> Iterator[tuple[float, Numbers]]:
+        """Each step and its samples: all workers' batches of a step lie side by side."""
+        batch, step = self._lesson.batch, 0
+        while step < self._lesson.steps:
+            yield step, np.arange(batch) + (step * self._ps.workers + self._ps.rank) * batch
+            # Who was too late for a commit goes on with the rest.
+            step = step + 1 if self._lesson.method.every else self._ps.worker.clock - 1
+
+    def _leased(self) -> Iterator[tuple[float, Numbers]]:
+        """The same from a budget that all share; the step is the share that is leased, of all workers' steps."""
+        numbers = TensorDataset(torch.arange(self._lesson.samples))
+        for (leased,) in self._ps.loader(numbers, self._lesson.batch, shuffle=False):
+            yield float(leased[0]) / self._lesson.samples * self._lesson.steps, leased.numpy()
+
+    def _be_slow(self, began: float) -> None:
+        method, taken = self._lesson.method, time.monotonic() - began
+        if method.speeds:
+            time.sleep(max(0.0, STEP_SECONDS / method.speeds[self._ps.rank % len(method.speeds)] - taken))
+        elif method.late and self._ps.rank == self._ps.workers - 1:
+            time.sleep(method.late * taken)
+
+    def _look(self, step: float) -> None:
+        """Show how far it is; now and then, what the servers' parameters have come to."""
+        step = min(step + 1, self._lesson.steps)
+        if int(step) % SHOWN_EVERY == 0:
+            print(f"{STEP}{int(step)}", flush=True)
+        if step >= LOOKED_AT_EVERY * (len(self.points) + 1):
+            loss = estimate(self._served(), self._validation, crops=LOOKED_AT_CROPS, seed=0)
+            self.points.append(Point(step, self._computed, sum(self.moved()), loss))
+
+    def _served(self) -> GPT:
+        """The model with the parameters that came from the servers last."""
+        if not isinstance(self._opt, LocalOptimizer):
+            return self._model
+        served = copy.deepcopy(self._model)
+        with torch.no_grad():
+            for parameter, came in zip(served.parameters(), self._opt.served(), strict=True):
+                parameter.copy_(came)
+        return served
 
 
-def outer(lesson: Lesson) -> Rule:
-    method = lesson.method
+def optimizer(method: Method, ps: ParameterServer, model: GPT) -> Optimizer | LocalOptimizer:
+    one_by_one: Policy = shoal.Async()
+    sync = one_by_one if method.one_by_one else shoal.Sync(method.quorum)
+    if not method.every:
+        return ps.optimizer(model, AdamW(lr=RATE), sync=sync, push=method.push, pull=method.pull)
+    local = shoal.LocalSteps(
+        method.every,
+        torch.optim.AdamW(model.parameters(), RATE),
+        outer(method, ps.workers),
+        fragments=method.fragments,
+        overlap=method.overlap,
+        mix=method.mix,
+        sync=sync,
+    )
+    return ps.optimizer(model, sync=local, push=method.push, pull=method.pull)
+
+
+def outer(method: Method, workers: int) -> Rule:
+    if method.delayed:
+        return DelayedNesterov(lr=method.outer_rate, momentum=method.momentum, every=workers)
     if method.momentum:
         return Nesterov(lr=method.outer_rate, momentum=method.momentum)
     return SGD(lr=method.outer_rate)

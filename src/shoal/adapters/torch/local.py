@@ -105,6 +105,12 @@ class LocalOptimizer(torch.optim.Optimizer):
             self._come_back()
         self._take(self._every_fragment, mix=0.0)
 
+    def served(self) -> list[Tensor]:
+        """Copies of the global parameters as they came last, in the order of the model's; a fragment that is under way
+        is waited for, though not taken before its step."""
+        self.outer.wait()
+        return [anchor.detach().clone() for anchor in self._anchors]
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.inner.zero_grad(set_to_none)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shoal.cli.bench.show import Json, print_table, progress, require_torch, size, table
+from shoal.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +25,8 @@ def learn(
     steps: Annotated[int, typer.Option(help="Steps of each worker.")] = 1500,
     workers: Annotated[int, typer.Option(help="Processes that learn together.")] = 4,
     report: Json = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw loss against bytes and time (PNG).", metavar="FILE")] = None,
+    link_mbits: Annotated[float, typer.Option(help="Rate of the link that the plot's time is modelled on.")] = 1000,
 ) -> None:
     """What sending less costs in learning: a small GPT by each method, from the same seeds.
 
@@ -32,9 +35,13 @@ def learn(
     require_torch()
     from shoal.bench.learn import METHODS, Plan
     from shoal.bench.learn import learn as measure
+    from shoal.bench.learn_plot import check_drawable, draw
     from shoal.bench.rows import check_writable, write
 
     check_writable(report)
+    check_drawable(plot)
+    if link_mbits <= 0:
+        raise ConfigurationError(f"--link-mbits {link_mbits:g} must be above 0")
     plan = Plan(str(text), tuple(only or METHODS), seeds, steps, workers)
     plan.check()
     rows: list[LearnRow] = []
@@ -43,6 +50,8 @@ def learn(
             rows.append(row)
             if report is not None:
                 write(report, rows)
+    if plot is not None:
+        draw(rows, plot, link_mbits)
     print_table(learn_table(rows))
 
 
@@ -64,4 +73,6 @@ def learn_table(rows: Sequence[LearnRow]) -> Table:
             size(row.bytes),
             f"{first.bytes / row.bytes:.1f} times",
         )
+        for warning in row.warnings:
+            shown.caption = "\n".join(filter(None, (str(shown.caption or ""), f"{row.name} warns: {warning}")))
     return shown
