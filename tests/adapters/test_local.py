@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -238,6 +239,37 @@ def test_differences_travel_in_a_codec(together):
         for push in ("", "e3m0")
     )
     assert 0 < gap(whole, packed) < 0.2 * gap(whole, model)
+
+
+@pytest.mark.parametrize("leases", [False, True], ids=["own batches", "ps.loader"])
+def test_who_is_slower_takes_fewer_steps_in_a_window(together, leases):
+    """Windows of 20 steps for who takes 5 ms a step; who takes 25 ms, about a fifth of that. Batches stay as large."""
+    data, seconds, each = TensorDataset(torch.arange(4000)), 2.0, (0.005, 0.025)
+
+    def count(worker) -> list[int]:
+        model = nn.Linear(1, 1)
+        outer, sync = DelayedNesterov(every=2), Async()
+        local = LocalSteps(20, torch.optim.SGD(model.parameters(), 0.0), outer, sync=sync, scaled=True)
+        opt = LocalOptimizer(worker, model, local)
+        batches = loader(worker, data, 2) if leases else ((torch.zeros(2),) for _ in range(4000))
+        windows, began, ends = [0], opt.clock, time.monotonic() + seconds
+        for (x,) in batches:
+            time.sleep(each[worker.rank])
+            opt.zero_grad()
+            model(x[:, None].float()).sum().backward()
+            assert len(x) in (2, 3)
+            opt.step()
+            windows[-1] += 1
+            if opt.clock > began:
+                windows.append(0)
+                began = opt.clock
+                if time.monotonic() > ends:
+                    break
+        return windows[1:-1]  # the first is a whole one, for nobody knows how fast anybody is
+
+    quick, slow = together(2, count)
+    assert isinstance(quick, list) and isinstance(slow, list), (quick, slow)
+    assert quick[-1] == 20 and 2 <= slow[-1] <= 8, (quick, slow)
 
 
 def test_schedulers_and_settings_are_the_inner_optimizers():

@@ -29,7 +29,9 @@ class LocalSteps:
 
     sync: how the workers' contributions come together: Sync(), all of a round at once, or one by one as they come,
     Async() or Bounded(staleness=...), where no worker waits for a slower one (Liu et al., arXiv 2401.09135). Then
-    outer should be DelayedNesterov(every=number of workers).
+    outer should be DelayedNesterov(every=number of workers). scaled: a slower worker takes fewer steps in a window,
+    H_w = floor(H v_w / v_max) (DyLU, the same paper, section 5), where v are samples per second as the coordinator
+    sees them; so windows take all about as long.
 
     Raises ConfigurationError for numbers that do not go together.
     """
@@ -42,6 +44,7 @@ class LocalSteps:
     overlap: int = 0
     mix: float = 0.0
     sync: Policy = field(default_factory=Sync)
+    scaled: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("every", 1), ("fragments", 1), ("overlap", 0)):

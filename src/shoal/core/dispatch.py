@@ -182,10 +182,8 @@ class Dispatch:
 
     def _grant(self, member: Member, members: Sequence[Member], epoch: int | None = None) -> Lease | None:
         assert self.ledger is not None
-        share = 1.0
-        fastest = max((other.speed for other in members), default=0.0)
-        if self.ledger.dataset.balance and member.speed > 0 and member.speed < EVEN_SHARE * fastest:
-            share = member.speed / fastest
+        pace = member.pace(members)
+        share = pace if self.ledger.dataset.balance and pace < EVEN_SHARE else 1.0
         lease = self.ledger.grant(member.worker, share, epoch)
         if lease is not None:
             member.leases.append(lease)

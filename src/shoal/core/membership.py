@@ -6,6 +6,7 @@ broke and stayed broken for grace_ms, is dead and its incarnation may change not
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from shoal.config import Limits
@@ -60,6 +61,11 @@ class Member:
     def busy(self) -> bool:
         """Whether policies count this worker."""
         return self.state in (COMPUTING, READY, PARKED)
+
+    def pace(self, members: Iterable[Member]) -> float:
+        """Its speed by that of the fastest of these: in (0, 1]; 1 while it is not known."""
+        fastest = max((other.speed for other in members), default=0.0)
+        return min(1.0, self.speed / fastest) if self.speed > 0 and fastest > 0 else 1.0
 
     def computed(self, ready: m.Ready, now: int) -> None:
         """Learn from the clock it has just finished: how fast it is, and where its samples come from."""

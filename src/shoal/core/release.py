@@ -42,7 +42,8 @@ class Releases:
                 continue  # its answer is Granted
             before = member.clock - 1 if finished is None else finished
             member.state, member.started_at = COMPUTING, now
-            lease = self.dispatch.attach(member, self.membership.ordered())
+            members = self.membership.ordered()
+            lease = self.dispatch.attach(member, members)
             member.released = m.Released(
                 member.worker,
                 member.incarnation,
@@ -51,6 +52,7 @@ class Releases:
                 entry.seq,
                 committed and not member.dropped,
                 lease,
+                member.pace(members),
             )
             member.dropped = False
             effects.append(k.Send(worker_name(member.worker), member.released))

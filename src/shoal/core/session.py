@@ -78,6 +78,7 @@ class Session:
     near: set[int] = field(default_factory=set)  # shards whose servers share memory
     unattached: set[int] = field(default_factory=set)  # those of them that have not answered yet
     attaching: Backoff = field(init=False)
+    pace: float = 1.0  # its speed by the fastest worker's, as the coordinator said last
     still: bool = False  # parameters do not change while it computes
     seeds: bool = False  # it was told to push the initial parameters
     arrival: Arrival = field(default_factory=Arrival)
@@ -512,7 +513,7 @@ class Session:
             case "start" | "step" if self.released is not None and self.arrival.complete(self.released.version):
                 released, self.released = self.released, None
                 self.version, self.clock, self.attempt = self.arrival.version, released.next_clock, 0
-                self.spare, self.finish = released.lease, None
+                self.spare, self.finish, self.pace = released.lease, None, released.pace
                 for identity in self.finishing.leases if self.finishing is not None else ():
                     self.held.pop(identity, None)
                 for courier in self.couriers:

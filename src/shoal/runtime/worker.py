@@ -111,6 +111,16 @@ class Worker:
         """The version of the parameters held."""
         return self._node.session.version
 
+    @property
+    def pace(self) -> float:
+        """This worker's speed in samples per second by that of the fastest, in (0, 1]; 1 while it is not known."""
+        return self._node.session.pace
+
+    @property
+    def leased(self) -> int:
+        """Samples leased since the last step."""
+        return sum(lease.samples for lease in self._leases)
+
     def declare(self, spec: TableSpec) -> bool:
         """Wait until the table exists on every server; True: this worker must seed it."""
         if self._spec is not None:
@@ -240,8 +250,7 @@ class Worker:
 
     def _begin(self, rates: Sequence[float], multiplier: float, void: bool, samples: int | None) -> None:
         self.finish_step()
-        leased = sum(lease.samples for lease in self._leases)
-        count = samples if samples is not None else leased or 1
+        count = samples if samples is not None else self.leased or 1
         leases = tuple(lease.identity for lease in self._leases)
         self._leases = []
         finish = s.Finish(count, leases, tuple(rates), multiplier, void)

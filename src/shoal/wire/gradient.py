@@ -125,7 +125,10 @@ class Applied(Message, frozen=True, array_like=True, tag=True):
 
 
 class Released(Message, frozen=True, array_like=True, tag=True):
-    """The worker's clock is settled; it goes on at next_clock with the parameters of version."""
+    """The worker's clock is settled; it goes on at next_clock with the parameters of version.
+
+    pace: its speed in samples per second, by that of the fastest worker: in (0, 1].
+    """
 
     worker: int
     incarnation: int
@@ -134,6 +137,7 @@ class Released(Message, frozen=True, array_like=True, tag=True):
     version: int
     committed: bool  # False: the contribution came too late for its commit (quorum) and was dropped
     lease: Lease | None = None
+    pace: float = 1.0
 
 
 class Waiting(Message, frozen=True, array_like=True, tag=True):

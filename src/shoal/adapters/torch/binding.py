@@ -42,7 +42,9 @@ class Binding:
         self.members = members
         self.landings = [Landing(item.parameter, worker.parameter_memory(index)) for index, item in enumerate(members)]
         self.chance = Chance(worker)
-        self.every = 1  # steps of the training loop in a clock
+        self.every = 1  # steps of the training loop in a clock, at most
+        self.steps = 1  # of this clock, where they are scaled to a worker's speed
+        self.scaled = False
         self._worker = worker
         self._early: set[int] = set()  # members that arrived before the rest of their version
         self._spoiled = False  # parameters that lie in the servers' memory hide it behind what was written here

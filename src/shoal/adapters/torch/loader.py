@@ -41,7 +41,8 @@ def loader(
     accumulate: how many batches the loop runs backward on before each step; they are leased together
         (fewer than that at the end of a data epoch only where fewer samples are left).
     collate_fn: makes a batch of a list of samples; torch's default_collate unless given.
-    balance: lease slower workers fewer samples, so that clocks keep step; by default under Bounded.
+    balance: lease slower workers fewer samples, so that clocks keep step; by default under Bounded, and
+        with LocalSteps(scaled=True), where a slower worker then takes fewer steps in a window.
 
     All workers give the same arguments. Raises ConfigurationError for an iterable-style dataset, for
     one with fewer samples than workers, and for sizes below 1.
@@ -89,7 +90,7 @@ class Loader:
         order = self._order(epoch)
         while (lease := self._lease(epoch)) is not None:
             positions = np.concatenate([np.arange(start, stop) for start, stop in lease.spans])
-            parts = min(self._together, len(positions))
+            parts = self._parts(len(positions))
             for indices in np.array_split(positions if order is None else order[positions], parts):
                 yield self._batch(indices)
 
@@ -107,11 +108,19 @@ class Loader:
         binding = binding_of(self._worker)
         return self._accumulate * (1 if binding is None else binding.every)
 
+    def _parts(self, samples: int) -> int:
+        """How many batches a lease makes."""
+        parts, binding = min(self._together, samples), binding_of(self._worker)
+        if binding is not None and binding.scaled:
+            parts = max(1, min(parts, samples // self._batch_size))  # a slower worker has fewer, not smaller ones
+            binding.steps = max(1, parts // self._accumulate)
+        return parts
+
     def _described(self) -> Dataset:
         binding = binding_of(self._worker)
         balance = self._balance
         if balance is None:
-            balance = binding is not None and binding.policy.kind == "bounded"
+            balance = binding is not None and (binding.policy.kind == "bounded" or binding.scaled)
         return Dataset(self._size, self._batch_size * self._together, self._seed, balance)
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64] | None:

@@ -66,7 +66,9 @@ class LocalOptimizer(torch.optim.Optimizer):
         self._begun_from = [anchor.detach().clone() for anchor in self._anchors]
         binding = binding_of(worker)
         assert binding is not None, "the outer optimizer has made it"
-        binding.every = local.stride
+        binding.every = binding.steps = local.stride
+        binding.scaled = local.scaled
+        self._worker, self._binding = worker, binding
         self._take(self._every_fragment, mix=0.0)
         if local.harm:
             warnings.warn(local.harm, stacklevel=3)
@@ -88,9 +90,9 @@ class LocalOptimizer(torch.optim.Optimizer):
         loss = self.inner.step(closure) if closure is not None else self.inner.step()
         self._taken += 1
         self._ahead = self._every_fragment
-        if self._under_way is not None and self._taken >= self.local.overlap:
+        if self._under_way is not None and self._taken >= min(self.local.overlap, self._binding.steps):
             self._come_back()
-        if self._taken >= self.local.stride:
+        if self._taken >= self._binding.steps:
             self._leave(frozenset({self._turn(self.clock)}))
         return loss
 
@@ -138,9 +140,10 @@ class LocalOptimizer(torch.optim.Optimizer):
         with torch.no_grad():
             for index in self._indices(fragments):
                 self._anchors[index].grad = self._begun_from[index] - self._members[index].parameter.detach()
+        samples = None if self._worker.leased else max(1, self._taken)  # steps, where there are no leases
         self._under_way, self._left_at, self._taken = fragments, self.clock, 0
         self._ahead -= fragments
-        self.outer.begin_step()
+        self.outer.begin_step(samples)
         self.outer.zero_grad()
         if not self.local.overlap:
             self._come_back()
@@ -153,6 +156,8 @@ class LocalOptimizer(torch.optim.Optimizer):
         missed = (self._turn(clock) for clock in range(self._left_at + 1, self.clock))
         fragments, self._under_way = self._under_way.union(missed), None
         self._take(fragments, self.local.mix)
+        if self.local.scaled:
+            self._binding.steps = max(1, int(self.local.stride * self._worker.pace))
 
     def _take(self, fragments: Iterable[int], mix: float) -> None:
         """local = mix local + (1 - mix) global, and steps count from the global ones."""
