@@ -3,7 +3,7 @@
 A character-level GPT of 2 layers, 64 wide, learns `text` on four workers: each method learns as many samples, in the
 same batches. Counted are the bytes that all workers sent and received, at their transports (tcp), and the loss
 over the whole validation split of the parameters that the servers end with. The sources of the methods are named in
-docs/codecs.md and docs/local_steps.md.
+docs/codecs.md and docs/local_steps.md. Hyperparameters are nanoGPT's for such a text (RECIPES), or AdamW's defaults.
 
 Where workers wait for each other they take turns at the samples. Asynchronous ones lease them (ps.loader), whoever
 comes first, until all are learnt; the learning rate follows the share of samples leased.
@@ -11,6 +11,7 @@ comes first, until all are learnt; the learning rate follows the share of sample
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -79,11 +80,45 @@ METHODS = {
         Method("average", "plain averaging, H=50", every=50, outer_rate=1.0, momentum=0.0),
         Method("diloco-h10", "DiLoCo, H=10", every=10),
         Method("diloco-h2", "DiLoCo, H=2, rate rule on", every=2),
-        Method("streaming", "Streaming DiLoCo, H=50, e3m0", push="e3m0", every=50, fragments=2, overlap=5, mix=0.5),
+        Method(
+            "streaming",
+            "Streaming DiLoCo, H=50, e3m0",
+            push="e3m0",
+            pull="e3m0",
+            every=50,
+            fragments=2,
+            overlap=5,
+            mix=0.5,
+        ),
         Method("async-naive", "asynchronous, H=50, 11:1, Nesterov", every=50, one_by_one=True, speeds=UNEVEN),
         Method("async-dn", "the same, Delayed Nesterov", every=50, one_by_one=True, speeds=UNEVEN, delayed=True),
         Method("async-adamw", "Async, AdamW on servers, staleness 4", one_by_one=True, whole=True),
     )
+}
+
+
+class Recipe(msgspec.Struct, frozen=True):
+    """How AdamW is set, wherever it runs. The rate rises over `warmup` steps to `rate`, and falls by a cosine to
+    `floor`; clip: the norm that gradients are clipped to, 0 for none."""
+
+    rate: float = 1e-3
+    floor: float = 0.0
+    warmup: int = 0
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    clip: float = 0.0
+
+    def rate_at(self, share: float, steps: int) -> float:
+        """share: of all steps, done."""
+        step = share * steps
+        if step < self.warmup:
+            return self.rate * (step + 1) / (self.warmup + 1)
+        return self.floor + 0.5 * (self.rate - self.floor) * (1 + math.cos(math.pi * share))
+
+
+RECIPES = {
+    "nanogpt": Recipe(floor=1e-4, warmup=100, betas=(0.9, 0.99), weight_decay=0.1, clip=1.0),
+    "plain": Recipe(),
 }
 
 
@@ -97,12 +132,15 @@ class Plan:
     steps: int = 1500
     workers: int = 4
     batch: int = 12
+    recipe: str = "nanogpt"
 
     def check(self) -> None:
         """Raises ConfigurationError for what cannot be measured."""
         for name in self.names:
             if name not in METHODS:
                 raise ConfigurationError(f"--only {name}: known are {', '.join(METHODS)}")
+        if self.recipe not in RECIPES:
+            raise ConfigurationError(f"--recipe {self.recipe}: known are {', '.join(RECIPES)}")
         for name in ("seeds", "steps", "workers", "batch"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"--{name} {getattr(self, name)} must be at least 1")
@@ -119,6 +157,7 @@ class Lesson(msgspec.Struct, frozen=True):
     steps: int
     batch: int
     samples: int
+    recipe: Recipe
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -207,7 +246,8 @@ def _row(method: Method, runs: Sequence[Run]) -> LearnRow:
 
 def _run(plan: Plan, method: Method, seed: int, at: Callable[[int], None]) -> Run:
     samples, workers = plan.workers * plan.steps * plan.batch, method.workers(plan)
-    lesson = Lesson(method, seed, str(Path(plan.text).absolute()), plan.steps, method.batch(plan), samples)
+    text = str(Path(plan.text).absolute())
+    lesson = Lesson(method, seed, text, plan.steps, method.batch(plan), samples, RECIPES[plan.recipe])
     lived: list[Lived] = []
     others: list[str] = []
 

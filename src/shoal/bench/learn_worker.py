@@ -6,7 +6,6 @@ python -m shoal.bench.learn_worker LESSON    (LESSON is JSON, see learn.Lesson)
 from __future__ import annotations
 
 import copy
-import math
 import statistics
 import sys
 import time
@@ -31,7 +30,6 @@ from shoal.recipes.gpt.model import GPT, Shape
 from shoal.recipes.gpt.text import Ids, make_tokenizer, read_text, split
 
 LAYERS, WIDTH, HEADS, BLOCK = 2, 64, 4, 64
-RATE = 1e-3
 SHOWN_EVERY = 25  # steps
 LOOKED_AT_EVERY = 100  # steps: how often the servers' parameters are
 LOOKED_AT_CROPS = 256  # of the validation split, always the same
@@ -65,9 +63,10 @@ class Pupil:
 
     def __init__(self, lesson: Lesson, ps: ParameterServer, model: GPT, validation: Ids) -> None:
         self._lesson, self._ps, self._model, self._validation = lesson, ps, model, validation
+        self._recipe = lesson.recipe
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            self._opt = optimizer(lesson.method, ps, model)
+            self._opt = optimizer(lesson, ps, model)
         self.warned = [str(item.message) for item in caught if issubclass(item.category, UserWarning)]
         self.points: list[Point] = []
         self.ages: list[int] = []
@@ -79,10 +78,12 @@ class Pupil:
         for step, numbers in self._leased() if self._lesson.method.one_by_one else self._in_turn():
             began = time.monotonic()
             for group in self._opt.param_groups:
-                group["lr"] = 0.5 * RATE * (1 + math.cos(math.pi * step / self._lesson.steps))
+                group["lr"] = self._recipe.rate_at(step / self._lesson.steps, self._lesson.steps)
             self._opt.zero_grad()
             x, y = crops.batch(numbers)
             self._model(x, y).backward()
+            if isinstance(self._opt, LocalOptimizer) and self._recipe.clip:
+                torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._recipe.clip)
             self._be_slow(began)
             self._computed += time.monotonic() - began
             version = self._opt.version
@@ -140,14 +141,16 @@ class Pupil:
         return served
 
 
-def optimizer(method: Method, ps: ParameterServer, model: GPT) -> Optimizer | LocalOptimizer:
+def optimizer(lesson: Lesson, ps: ParameterServer, model: GPT) -> Optimizer | LocalOptimizer:
+    method, recipe = lesson.method, lesson.recipe
     one_by_one: Policy = shoal.Async()
     sync = one_by_one if method.one_by_one else shoal.Sync(method.quorum)
     if not method.every:
-        return ps.optimizer(model, AdamW(lr=RATE), sync=sync, push=method.push, pull=method.pull)
+        rule = AdamW(recipe.rate, recipe.betas, weight_decay=recipe.weight_decay, clip_norm=recipe.clip or None)
+        return ps.optimizer(model, rule, sync=sync, push=method.push, pull=method.pull)
     local = shoal.LocalSteps(
         method.every,
-        torch.optim.AdamW(model.parameters(), RATE),
+        torch.optim.AdamW(model.parameters(), recipe.rate, recipe.betas, weight_decay=recipe.weight_decay),
         outer(method, ps.workers),
         fragments=method.fragments,
         overlap=method.overlap,

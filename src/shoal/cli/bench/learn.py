@@ -24,6 +24,7 @@ def learn(
     seeds: Annotated[int, typer.Option(help="Runs of each, from seeds 0 on; the median counts.")] = 3,
     steps: Annotated[int, typer.Option(help="Steps of each worker.")] = 1500,
     workers: Annotated[int, typer.Option(help="Processes that learn together.")] = 4,
+    recipe: Annotated[str, typer.Option(help="How AdamW is set: nanogpt, or plain, its defaults.")] = "nanogpt",
     report: Json = None,
     plot: Annotated[Path | None, typer.Option(help="Draw loss against bytes and time (PNG).", metavar="FILE")] = None,
     link_mbits: Annotated[float, typer.Option(help="Rate of the link that the plot's time is modelled on.")] = 1000,
@@ -42,7 +43,7 @@ def learn(
     check_drawable(plot)
     if link_mbits <= 0:
         raise ConfigurationError(f"--link-mbits {link_mbits:g} must be above 0")
-    plan = Plan(str(text), tuple(only or METHODS), seeds, steps, workers)
+    plan = Plan(str(text), tuple(only or METHODS), seeds, steps, workers, recipe=recipe)
     plan.check()
     rows: list[LearnRow] = []
     with progress(f"{len(plan.names)} methods, {seeds} seeds") as show:
