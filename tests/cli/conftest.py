@@ -27,6 +27,8 @@ STATUS = m.Status(
     data_epoch=2,
     samples_committed=14_808,
     samples=60_000,
+    ages=((0, 800), (1, 300), (2, 50), (3, 25), (9, 5)),
+    dropped=7,
 )
 
 

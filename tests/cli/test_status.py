@@ -43,6 +43,16 @@ def test_the_table_shows_every_member(coordinator: Any) -> None:
     assert row == "server/0 serving 1,235 1,234 5.6 MB 7.0 kB 0.0 s"
 
 
+def test_contributions_are_shown_by_age(coordinator: Any) -> None:
+    with published(record(coordinator)):
+        lines = [" ".join(line.replace("#", "").split()) for line in shoal("status").output.splitlines()]
+        seen = json.loads(shoal("status", "--json").output)
+    first = lines.index("0 800 68%")
+    assert lines[first : first + 5] == ["0 800 68%", "1 300 25%", "2 to 3 75 6%", "4 to 7 0 0%", "8 to 15 5 0%"]
+    assert "7 more were dropped: too late, or too old" in lines
+    assert seen["ages"] == {"0": 800, "1": 300, "2": 50, "3": 25, "9": 5}
+
+
 def test_json_names_every_field(coordinator: Any) -> None:
     with published(record(coordinator)):
         result = shoal("status", "--json")

@@ -149,6 +149,12 @@ class Play:
             path.write_text(text)
         assert text.splitlines() == path.read_text().splitlines()
 
+    def status(self) -> m.Status:
+        """As a visitor is told."""
+        (told,) = self.coordinator.step(k.Received("visitor/1", m.StatusRequest()), self.now)
+        assert isinstance(told, k.Send) and isinstance(told.message, m.Status)
+        return told.message
+
     # --- helpers ----------------------------------------------------------------------------------
 
     def _seeds(self, worker: int) -> bool:

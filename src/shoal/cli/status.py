@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ASK_DEADLINE_MS = 5_000
 WATCH_SECONDS = 1.0
+BAR_COLUMNS = 40
 
 
 def status(
@@ -35,7 +36,7 @@ def status(
     tls_key: TlsKey = None,
     tls_ca: TlsCa = None,
 ) -> None:
-    """Show the members of a job: state, clock, version, staleness and bytes.
+    """Show the members of a job: state, clock, version, staleness and bytes; and how old contributions were.
 
     A job started elsewhere is asked by its ADDRESS; its name and token are read from SHOAL_JOB and SHOAL_TOKEN, the
     files of TLS are those of --tls-cert, --tls-key and --tls-ca. Of a job that this machine started all of that is
@@ -61,13 +62,16 @@ def status(
 
 
 def as_object(status: Status) -> dict[str, object]:
-    """The status with its fields by name, ready for JSON."""
-    return {**asdict(status), "members": [asdict(member) for member in status.members]}
+    """The status with its fields by name, ready for JSON. ages: {age: contributions}."""
+    members = [asdict(member) for member in status.members]
+    return {**asdict(status), "members": members, "ages": dict(status.ages)}
 
 
 def table(status: Status) -> RenderableType:
-    """The status for people: one row a member, what the job is at above, what it waits for below."""
+    """The status for people: one row a member, what the job is at above, what it waits for below, and the ages of
+    contributions, if any was old."""
     from rich import box
+    from rich.console import Group
     from rich.table import Table
 
     policy = f", {status.policy}" if status.policy else ""
@@ -87,6 +91,36 @@ def table(status: Status) -> RenderableType:
         result.add_column(name, justify=justify, no_wrap=name != "figures")
     for member in status.members:
         result.add_row(*_cells(member))
+    stale = any(age for age, _ in status.ages) or status.dropped
+    return Group(result, _histogram(status)) if stale else result
+
+
+def _histogram(status: Status) -> RenderableType:
+    """How old the contributions so far were, in classes that double: nobody reads a row for each age."""
+    from rich import box
+    from rich.table import Table
+
+    classes: dict[int, int] = {}
+    for age, count in status.ages:
+        classes[age.bit_length()] = classes.get(age.bit_length(), 0) + count
+    total = sum(classes.values()) or 1
+    result = Table(
+        title="contributions by age: updates that came between the parameters they were computed on and their own",
+        caption=f"{status.dropped:,} more were dropped: too late, or too old" if status.dropped else None,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title_justify="left",
+        caption_justify="left",
+    )
+    result.add_column("age", justify="right")
+    result.add_column("contributions", justify="right")
+    result.add_column("share", no_wrap=True)
+    for bits in range(max(classes, default=0) + 1):
+        low, high = (1 << bits) >> 1, (1 << bits) - 1
+        count = classes.get(bits, 0)
+        bar = "#" * round(BAR_COLUMNS * count / total)
+        ages = f"{low}" if low >= high else f"{low} to {high}"
+        result.add_row(ages, f"{count:,}", f"{bar} {count / total:.0%}".strip())
     return result
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from shoal.core.ages import AGE_MAX, Ages
 from shoal.ledger import Span, merged
 from shoal.wire import messages as m
 
@@ -23,12 +24,14 @@ class Accounts:
     used: dict[int, tuple[int, int]] = field(default_factory=dict)  # worker -> (incarnation, clock) combined last
     fenced: dict[int, int] = field(default_factory=dict)  # worker -> incarnation
     released: dict[int, int] = field(default_factory=dict)  # worker -> incarnation that was given parameters
+    ages: Ages = field(default_factory=Ages)
     spans: dict[int, list[Span]] = field(default_factory=dict)  # data epoch -> samples accounted for, merged
 
     def add(self, commit: m.Commit) -> None:
         """One more entry is applied."""
         if commit.contributors:
             self.updated = commit.seq
+        self.ages.add(commit)
         for worker, incarnation in commit.fences:
             self.fenced[worker] = max(self.fenced.get(worker, -1), incarnation)
         for worker, incarnation, clock in commit.closes:
@@ -45,6 +48,11 @@ class Accounts:
         """(data epoch, start, stop) of all samples in the log."""
         return tuple((epoch, *span) for epoch, spans in sorted(self.spans.items()) for span in spans)
 
+    @property
+    def updates(self) -> tuple[int, ...]:
+        """The last entries that changed parameters, as many as ages are told from."""
+        return tuple(self.ages.updates[-AGE_MAX:])
+
     @classmethod
     def of(cls, recovered: m.Recovered) -> Accounts:
         """Those of a shard that told them."""
@@ -54,6 +62,7 @@ class Accounts:
             {worker: (incarnation, clock) for worker, incarnation, clock in recovered.used},
             dict(recovered.fenced),
             dict(recovered.released),
+            Ages(list(recovered.updates), dict(recovered.ages), recovered.dropped),
             spans_of(recovered.accounted),
         )
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shoal.core import machine as k
+from shoal.core.accounts import Accounts
+from shoal.core.ages import Ages
 from shoal.optim import phases
 from shoal.vocabulary import TableSpec, Weighted, server_name
 from shoal.wire import messages as m
@@ -39,6 +41,7 @@ class CommitLog:
     servers: list[int] = field(default_factory=list)  # that follow the log: every replica of every shard
     version: int = 0  # sequence number of the last entry
     updated: int = 0  # the last entry that changed parameters
+    ages: Ages = field(default_factory=Ages)
     fences: list[tuple[int, int]] = field(default_factory=list)  # for the next entry
     entries: dict[int, Entry] = field(default_factory=dict)  # by sequence number, oldest first
     sent_at: int = 0
@@ -61,11 +64,18 @@ class CommitLog:
         # The oldest member's schedule counts: a restarted worker's own may have begun anew.
         eldest = min(readies, key=lambda ready: ready.contributor.incarnation)
         closes = tuple((r.contributor.worker, r.contributor.incarnation, r.contributor.clock) for r in readies)
-        return self._entry("update", weights, eldest.rates, closes, self._due_fences(), samples=samples)
+        ages = tuple(self.ages.of(ready.version) for ready in readies)
+        return self._entry("update", weights, eldest.rates, closes, self._due_fences(), samples=samples, ages=ages)
 
-    def cut(self, closes: tuple[tuple[int, int, int], ...] = (), save: str = "") -> m.Commit:
-        """The next entry: no parameter changes, but there is something to release, close, save or fence."""
-        return self._entry("cut", closes=closes, fences=self._due_fences(), save=save)
+    def drop(self, ready: m.Ready) -> m.Commit:
+        """The next entry: this contribution is settled without its gradient."""
+        who = ready.contributor
+        closes = ((who.worker, who.incarnation, who.clock),)
+        return self._entry("cut", closes=closes, fences=self._due_fences(), ages=(self.ages.of(ready.version),))
+
+    def cut(self, save: str = "") -> m.Commit:
+        """The next entry: no parameter changes, but there is something to release, save or fence."""
+        return self._entry("cut", fences=self._due_fences(), save=save)
 
     def fence(self, worker: int, incarnation: int) -> None:
         """The next entry shuts this incarnation out."""
@@ -79,12 +89,14 @@ class CommitLog:
         self.version = commit.seq
         if commit.contributors:
             self.updated = commit.seq
+        self.ages.add(commit)
         self.entries[commit.seq] = Entry(commit, set(self.servers))
         return [k.Send(server_name(server), commit) for server in self.servers]
 
-    def recover(self, version: int, updated: int, entries: Sequence[Entry], now: int) -> list[k.Effect]:
+    def recover(self, version: int, accounts: Accounts, entries: Sequence[Entry], now: int) -> list[k.Effect]:
         """Go on with a log that a coordinator of an older epoch began: repeat what some servers lack."""
-        self.version, self.since, self.updated, self.sent_at = version, version, updated, now
+        self.version, self.since, self.sent_at = version, version, now
+        self.updated, self.ages = accounts.updated, accounts.ages
         self.entries = {entry.commit.seq: entry for entry in entries}
         return [effect for server in self.servers for effect in self.repeat(server)]
 

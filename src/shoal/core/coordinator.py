@@ -395,7 +395,7 @@ class Coordinator:
         recovery.until = now + self.job.limits.lease_ms
         self.formation.recover(recovery.spec)
         self.log.servers = self.replicas.servers
-        effects = self.log.recover(recovery.version, accounts.updated, recovery.entries(self.log.servers), now)
+        effects = self.log.recover(recovery.version, accounts, recovery.entries(self.log.servers), now)
         ahead = [resume for resume in recovery.resumes.values() if not self._knows(resume)]
         if ahead:
             return self._resume(worker_name(ahead[0].worker), ahead[0], now)
@@ -473,7 +473,7 @@ class Coordinator:
         member.offer = None
         assert self.policy is not None
         if self.policy.lockstep and member.clock < self.clock:
-            return self._drop(member, now)
+            return self._drop(member, ready, now)
         if not self.dispatch.holds(member, ready):
             # Someone else does these samples by now: its gradient may not count as well.
             self.dispatch.take_back(member)
@@ -512,12 +512,11 @@ class Coordinator:
             item.clock = self.clock
         return [*self._begun(declared), *self.releases.append(self.log.seed(ready), declared, now, finished=0)]
 
-    def _drop(self, member: Member, now: int) -> list[k.Effect]:
+    def _drop(self, member: Member, ready: m.Ready, now: int) -> list[k.Effect]:
         """Too late for its commit (quorum): the samples were freed then; go on at the open clock."""
         assert member.ready is None
-        closes = ((member.worker, member.incarnation, member.clock),)
         late, member.clock = member.clock, self.clock
-        return self.releases.append(self.log.cut(closes), [member], now, finished=late, committed=False)
+        return self.releases.append(self.log.drop(ready), [member], now, finished=late, committed=False)
 
     def _decide(self, now: int) -> list[k.Effect]:
         """Commit what the policy lets, then let go on whom it lets."""
@@ -591,8 +590,8 @@ class Coordinator:
             for member in self.membership.ordered():
                 if member.state == READY and member.clock < self.clock:  # while the replicas came to hold the update
                     self.dispatch.take_back(member)
-                    member.ready = None
-                    effects += self._drop(member, now)
+                    late, member.ready = member.ready, None
+                    effects += self._drop(member, late, now) if late is not None else []
         return effects
 
     def _spreads(self, update: int) -> bool:

@@ -505,7 +505,8 @@ class Session:
         blocks = tuple(
             len(courier.holds) if self.whole and courier.near else len(courier.carried) for courier in self.couriers
         )
-        return m.Ready(who, done.samples, done.leases, done.rates, done.multiplier, done.void, self.whole, blocks)
+        facts = (done.samples, done.leases, done.rates, done.multiplier, done.void)
+        return m.Ready(who, *facts, self.whole, blocks, self.version)
 
     def _settle(self) -> list[k.Effect]:
         """Let the training thread go on if all that it waits for has arrived."""

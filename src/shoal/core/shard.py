@@ -366,6 +366,9 @@ class Shard:
             tuple((seq, *factor) for seq, entry in sorted(entries.items()) for factor in entry.factors),
             self.replica.view,
             self.replica.whole,
+            known.updates,
+            tuple(sorted(known.ages.counted.items())),
+            known.ages.dropped,
         )
 
     # --- shared memory ------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def status(coordinator: Coordinator, now: int) -> m.Status:
                 member.version,
                 pid=member.pid,
                 incarnation=member.incarnation,
-                staleness=max(0, coordinator.log.updated - member.version) if member.busy else 0,
+                staleness=coordinator.log.ages.of(member.version) if member.busy else 0,
                 samples=member.samples,
                 received=member.received,
                 sent=member.sent,
@@ -59,6 +59,8 @@ def status(coordinator: Coordinator, now: int) -> m.Status:
         samples_committed=ledger.committed if ledger is not None else 0,
         samples=ledger.dataset.size if ledger is not None else 0,
         buried=tuple(sorted(coordinator.membership.buried.items())),
+        ages=tuple(sorted(coordinator.log.ages.counted.items())),
+        dropped=coordinator.log.ages.dropped,
     )
 
 

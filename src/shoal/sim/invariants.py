@@ -328,6 +328,8 @@ INVARIANTS: tuple[tuple[str, Invariant, tuple[type[object], ...]], ...] = (
     ("Quorum", rules.only_ready, (t.Said,)),
     ("Quorum", rules.enough_workers, (t.Said,)),
     ("Quorum", rules.fair_weights, (t.Said,)),
+    ("Aged", rules.right_ages, (t.Said,)),
+    ("Aged", rules.all_ages_kept, (t.Ended,)),
     ("Bounded", rules.within_bound, (t.Said,)),
     ("Bounded", rules.fresh_enough, (t.Saw,)),
     ("Accounted", rules.leased_to_one, (t.Said,)),

@@ -71,6 +71,8 @@ PLANTS = (
     ),
     Plant("a worker asks only once", "Progress", Machines(session=sessions.AsksOnce), seed=15),
     Plant("the staleness bound is wrong", "Bounded", Machines(coordinator=coordinators.LooseBound), seed=10),
+    Plant("every entry makes a contribution older", "Aged", Machines(coordinator=coordinators.AgesByEntries)),
+    Plant("a shard forgets how old contributions were", "Aged", Machines(shard=shards.ForgetsAges)),
     Plant("the quorum is counted wrong", "Quorum", Machines(coordinator=coordinators.SmallQuorum), seed=3),
     Plant(
         "a repeated Ready is committed again", "Exactly once", Machines(coordinator=coordinators.CommitsTwice), seed=3

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from shoal.core import machine as k
+from shoal.core.ages import Ages
 from shoal.core.coordinator import Coordinator
 from shoal.core.membership import COMPUTING, Member
 from shoal.policy import Bounded, Go, Policy, Sync, View, Wait
@@ -36,6 +37,27 @@ class RoundedDown(Sync):
     def commit(self, view: View) -> Go | Wait:
         needed = max(1, int(self.quorum * len(view.clocks) * 0.99))
         return Go(tuple(sorted(view.ready))) if len(view.ready) >= needed else Wait("too few are ready")
+
+
+class EveryEntryAges(Ages):
+    """Takes every entry for an update."""
+
+    def of(self, version: int) -> int:
+        return self.entries - version if version else 0
+
+    entries = 0
+
+    def add(self, commit: m.Commit) -> None:
+        super().add(commit)
+        self.entries = commit.seq
+
+
+class AgesByEntries(Coordinator):
+    """Counts the age of contributions in entries, of which some change nothing."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.log.ages = EveryEntryAges()
 
 
 class CommitsTwice(Coordinator):

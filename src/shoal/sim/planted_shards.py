@@ -140,6 +140,13 @@ class ForgetsFactors(Shard):
         ]
 
 
+class ForgetsAges(Shard):
+    """Does not tell a new coordinator which entries were updates, and how old what they combined was."""
+
+    def _recovered(self, epoch: int) -> m.Recovered:
+        return msgspec.structs.replace(super()._recovered(epoch), updates=(), ages=(), dropped=0)
+
+
 class ForgetsItsAccounts(Shard):
     """Tells a new coordinator nothing of the samples that are accounted for."""
 

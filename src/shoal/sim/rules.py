@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from shoal.sim import trace as t
 from shoal.sim.books import lease_samples, samples
@@ -68,6 +69,33 @@ def fair_weights(trace: t.Trace, fact: t.Fact) -> Complaint:
             } - {item.contributor for item in commit.contributors}
             if missing:
                 return f"commit {seq} settles {missing} without combining it"
+    return None
+
+
+# --- Aged: it is known how old a contribution is ------------------------------------------------------
+
+
+def right_ages(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """An entry says of each contribution that it settles how many updates it is behind."""
+    match fact:
+        case t.Said(message=m.Commit(seq=seq) as commit) if seq > len(trace.log) and commit.kind != "seed":
+            right = tuple(trace.age(*who, seq) for who in commit.closes)
+            if commit.ages != right:
+                return f"commit {seq} settles {commit.closes} as {commit.ages} updates old, but they are {right}"
+    return None
+
+
+def all_ages_kept(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """At the end the ages of all contributions are known, whoever coordinated when they came."""
+    match fact:
+        case t.Ended(ages=ages, dropped=dropped):
+            found, late = Counter[int](), 0
+            for entry in trace.log:
+                combined = {item.contributor.worker for item in entry.contributors}
+                found.update(age for who, age in zip(entry.closes, entry.ages, strict=False) if who[0] in combined)
+                late += len(entry.closes) if entry.kind == "cut" else 0
+            if (found, late) != (ages, dropped):
+                return f"by the log the ages are {dict(found)}, {late} dropped; shown are {ages}, {dropped} dropped"
     return None
 
 

@@ -134,9 +134,12 @@ class Admitted:
 
 @dataclass(frozen=True)
 class Ended:
-    """The job is over. staged: what still lies in each shard's staging memory."""
+    """The job is over. staged: what still lies in each shard's staging memory. ages, dropped: as `shoal status` has
+    them."""
 
     staged: Mapping[int, tuple[Contributor, ...]]
+    ages: Mapping[int, int]
+    dropped: int
 
 
 Fact = Said | Told | Admitted | Performed | Freed | Published | Saw | Entered | Led | Spoke | Kept | Gone | Ended
@@ -305,6 +308,7 @@ class Trace:
     welcomed: dict[int, int] = field(default_factory=dict)  # worker -> its last incarnation
     applied: dict[int, int] = field(default_factory=dict)  # by server: the last seq whose task ran
     freed: set[tuple[int, Contributor]] = field(default_factory=set)
+    computed_on: dict[tuple[int, int, int], int] = field(default_factory=dict)  # worker, incarnation, clock -> version
     states: list[dict[int, int]] = field(default_factory=list)  # by version: the one right state
     killed: set[tuple[int, int]] = field(default_factory=set)
     led: int = 0  # the last epoch under which some coordinator led
@@ -343,6 +347,8 @@ class Trace:
                 self.offers[ready.contributor] = ready, {shard for shard, count in enumerate(ready.blocks) if count}
             case Performed(shard=shard, task=k.Seed(seq=seq) | k.Apply(seq=seq)):
                 self.applied[shard] = seq
+            case Saw(worker=worker, incarnation=incarnation, clock=clock, version=version):
+                self.computed_on[worker, incarnation, clock] = version
             case Freed(shard=shard, contributors=contributors):
                 self.freed.update((shard, contributor) for contributor in contributors)
             case Led(epoch=epoch):
@@ -375,6 +381,11 @@ class Trace:
         if ready is not None and not lacking:
             self.books.told(ready)
             self.ready.setdefault(ready.contributor, ready)
+
+    def age(self, worker: int, incarnation: int, clock: int, seq: int) -> int:
+        """How many updates lie between what was computed on and the entry `seq`."""
+        version = self.computed_on[worker, incarnation, clock]
+        return sum(bool(entry.contributors) for entry in self.log[version : seq - 1])
 
     def right_states(self, version: int) -> dict[int, int]:
         """The states of all blocks after the first `version` commits of the log, from what workers pushed."""

@@ -121,7 +121,9 @@ class World:
             self.figures.events += 1
             action()
         if not self._stopped:
-            self.note(t.Ended({server.index: tuple(server.store.staged) for server in self.servers}))
+            ages = self.coordinator.log.ages
+            staged = {server.index: tuple(server.store.staged) for server in self.servers}
+            self.note(t.Ended(staged, ages.counted, ages.dropped))
 
     # --- the coordinator's end, and another one's beginning ----------------------------------------
 

@@ -25,7 +25,8 @@ class Ready(Message, frozen=True, array_like=True, tag=True):
     samples: how many samples its mean gradient is over (its share when contributions combine);
     multiplier: factor for its gradient (1 / loss scale under GradScaler); void: the gradient is
     not to be used (overflow under GradScaler) though the samples were; whole: every block lies in
-    shared memory, and the servers that map it were sent no Stage; blocks: how many it has, by shard.
+    shared memory, and the servers that map it were sent no Stage; blocks: how many it has, by shard;
+    version: of the parameters that its gradient was computed on.
     """
 
     contributor: Contributor
@@ -36,6 +37,7 @@ class Ready(Message, frozen=True, array_like=True, tag=True):
     void: bool = False
     whole: bool = False
     blocks: tuple[int, ...] = ()
+    version: int = 0
 
 
 class Offer(Message, frozen=True, array_like=True, tag=True):
@@ -77,7 +79,8 @@ class Commit(Message, frozen=True, array_like=True, tag=True):
 
     kind: "seed" (contributor's blocks become the parameters), "update" (combine, then the rule),
     "cut" (changes no parameter: a consistent cut for a reader, a fence, a snapshot).
-    closes: per worker, contributions up to this clock are settled: free them, take no more.
+    closes: per worker, contributions up to this clock are settled: free them, take no more; ages: of each of them,
+    updates since the version that it was computed on.
     fences: per worker, incarnations up to this one may not stage any more.
     stable: every shard has applied the entries up to this one; those after it are kept for a new coordinator.
     since: the last entry that the coordinator of this epoch took over; what an older one sent after it is void.
@@ -96,6 +99,7 @@ class Commit(Message, frozen=True, array_like=True, tag=True):
     save: str = ""  # directory of a snapshot of this version
     stable: int = 0
     since: int = 0
+    ages: tuple[int, ...] = ()
 
 
 class Norms(Message, frozen=True, array_like=True, tag=True):

@@ -228,7 +228,11 @@ class MemberStatus(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Status(Message, frozen=True, array_like=True, tag=True):
-    """buried: (worker, process) of those whose last life was declared dead."""
+    """buried: (worker, process) of those whose last life was declared dead.
+
+    ages: (age, how many) of the contributions that were combined, by how many updates came between the version each
+    was computed on and its own; dropped: how many were settled without their gradient, too late or too old.
+    """
 
     job: str
     phase: str
@@ -241,6 +245,8 @@ class Status(Message, frozen=True, array_like=True, tag=True):
     samples_committed: int
     samples: int
     buried: tuple[tuple[int, int], ...] = ()
+    ages: tuple[tuple[int, int], ...] = ()
+    dropped: int = 0
 
 
 Any = (

@@ -17,7 +17,8 @@ class Recover(Message, frozen=True, array_like=True, tag=True):
 class Recovered(Message, frozen=True, array_like=True, tag=True):
     """What a shard knows of the log: the summary of all that it has applied, and the entries that others may lack.
 
-    version: entries applied; updated: the last of them that changed parameters; accounted: samples by data epoch.
+    version: entries applied; updated: the last of them that changed parameters; accounted: samples by data epoch;
+    updates: the last entries that changed parameters; ages: (age, how many) of all contributions that were combined.
     """
 
     server: int
@@ -34,6 +35,9 @@ class Recovered(Message, frozen=True, array_like=True, tag=True):
     factors: tuple[tuple[int, str, tuple[float, ...]], ...] = ()  # (seq, phase, values) of those entries, if known
     placed: Placed | None = None  # the last that it was told
     whole: bool = True  # it has all blocks of its shard
+    updates: tuple[int, ...] = ()
+    ages: tuple[tuple[int, int], ...] = ()
+    dropped: int = 0  # contributions settled without their gradient
 
 
 class Introduce(Message, frozen=True, array_like=True, tag=True):
