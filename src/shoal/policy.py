@@ -4,17 +4,23 @@ Sync is bulk synchronous parallel; with a quorum below 1 it is Sync with backup 
 al. 2016, arXiv 1604.00981): gradients that come after their commit are dropped. Bounded is stale
 synchronous parallel (Ho et al. 2013): a worker's parameters contain every contribution of every
 live worker for clocks up to its own minus the staleness bound. Async is Bounded without a bound.
+
+Bounded and Async may take the age of a contribution into account, the updates since the version it was computed on
+(core/ages.py): by a weight, as in staleness-aware Async-SGD (Zhang et al. 2016, arXiv 1511.05950, equation 5, which
+divides the learning rate by the staleness), and by a bound, above which a contribution is dropped.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields
+from typing import Literal, Protocol, get_args
 
 from shoal.errors import ConfigurationError
-from shoal.vocabulary import PolicySpec
+from shoal.vocabulary import NO_AGE_MAX, PolicySpec
+
+Weight = Literal["equal", "inverse"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,10 @@ class Policy(Protocol):
         """None: a worker that finished clock `finished` may have parameters and go on."""
         ...
 
+    def weigh(self, age: int) -> float | None:
+        """The factor of a contribution that is so many updates old; None: it is too old, and dropped."""
+        ...
+
 
 @dataclass(frozen=True)
 class Sync:
@@ -104,12 +114,20 @@ class Sync:
     def read(self, view: View, finished: int) -> Wait | None:
         return None  # a commit is the end of the clock for everyone
 
+    def weigh(self, age: int) -> float | None:
+        return 1.0  # whoever is late is not in the commit
+
 
 @dataclass(frozen=True)
 class Bounded:
-    """Commit each contribution as it becomes ready; no worker runs more than `staleness` clocks ahead."""
+    """Commit each contribution as it becomes ready; no worker runs more than `staleness` clocks ahead.
+
+    weight, age_max: as of Async.
+    """
 
     staleness: int
+    weight: Weight = "equal"
+    age_max: int | None = None
 
     def __post_init__(self) -> None:
         staleness: object = self.staleness  # users write what they like
@@ -118,10 +136,11 @@ class Bounded:
                 f"Bounded(staleness={staleness!r}): staleness must be a whole number, 0 or more, "
                 f"as in Bounded(staleness=3)"
             )
+        _check_ages("Bounded", self.weight, self.age_max)
 
     @property
     def spec(self) -> PolicySpec:
-        return PolicySpec(kind="bounded", staleness=self.staleness)
+        return PolicySpec("bounded", staleness=self.staleness, weight=self.weight, age_max=_or_none(self.age_max))
 
     @property
     def lockstep(self) -> bool:
@@ -141,14 +160,28 @@ class Bounded:
         worker, clock = min(behind.items(), key=lambda item: (item[1], item[0]))
         return Wait(f"worker {worker} is at clock {clock}, more than {self.staleness} behind {finished + 1}")
 
+    def weigh(self, age: int) -> float | None:
+        return _weigh(self.weight, self.age_max, age)
+
 
 @dataclass(frozen=True)
 class Async:
-    """Commit each contribution as it becomes ready; nobody waits for anybody."""
+    """Commit each contribution as it becomes ready; nobody waits for anybody.
+
+    weight: what a contribution counts that is `age` updates old: "equal", as much as any, or "inverse", 1 / (1 + age).
+    age_max: one that is older is dropped, as one that comes too late for a quorum is: the servers take nothing of
+    it, its samples are dealt again, and its worker goes on with fresh parameters. None: none is.
+    """
+
+    weight: Weight = "equal"
+    age_max: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_ages("Async", self.weight, self.age_max)
 
     @property
     def spec(self) -> PolicySpec:
-        return PolicySpec(kind="async")
+        return PolicySpec("async", weight=self.weight, age_max=_or_none(self.age_max))
 
     @property
     def lockstep(self) -> bool:
@@ -164,11 +197,34 @@ class Async:
     def read(self, view: View, finished: int) -> Wait | None:
         return None
 
+    def weigh(self, age: int) -> float | None:
+        return _weigh(self.weight, self.age_max, age)
+
 
 def _first_ready(view: View) -> Go | Wait:
     if not view.ready:
         return Wait("no worker is ready")
     return Go((min(view.ready, key=lambda worker: (view.clocks.get(worker, 0), worker)),))
+
+
+def _weigh(weight: Weight, age_max: int | None, age: int) -> float | None:
+    if age_max is not None and age > age_max:
+        return None
+    return 1.0 / (1 + age) if weight == "inverse" else 1.0
+
+
+def _check_ages(kind: str, weight: object, age_max: object) -> None:  # users write what they like
+    if weight not in get_args(Weight):
+        raise ConfigurationError(f"{kind}(weight={weight!r}): known are {', '.join(map(repr, get_args(Weight)))}")
+    if age_max is not None and (not isinstance(age_max, int) or isinstance(age_max, bool) or age_max < 0):
+        raise ConfigurationError(
+            f"{kind}(age_max={age_max!r}): age_max must be a whole number of updates, 0 or more, as in "
+            f"{kind}(age_max=16); None drops nothing"
+        )
+
+
+def _or_none(age_max: int | None) -> int:
+    return NO_AGE_MAX if age_max is None else age_max
 
 
 def checked(sync: object) -> Policy:
@@ -181,14 +237,48 @@ def checked(sync: object) -> Policy:
     raise ConfigurationError(f"sync={sync!r} is no policy: give {examples}")
 
 
-def from_spec(spec: PolicySpec) -> Policy:
+def from_spec(spec: PolicySpec) -> Sync | Bounded | Async:
     """The policy that a table declares (ConfigurationError for one this version does not know)."""
     match spec.kind:
         case "sync":
             return Sync(spec.quorum)
         case "bounded":
-            return Bounded(spec.staleness)
+            return Bounded(spec.staleness, *_ages(spec))
         case "async":
-            return Async()
+            return Async(*_ages(spec))
         case other:
             raise ConfigurationError(f"unknown policy {other!r}; known: sync, bounded, async")
+
+
+def _ages(spec: PolicySpec) -> tuple[Weight, int | None]:
+    for known in get_args(Weight):
+        if spec.weight == known:
+            return known, None if spec.age_max == NO_AGE_MAX else spec.age_max
+    raise ConfigurationError(f"unknown weight {spec.weight!r}; known: {', '.join(get_args(Weight))}")
+
+
+def in_words(spec: PolicySpec) -> str:
+    """The policy as one writes it in a script, without what is as usual: Async(age_max=16)."""
+    policy = from_spec(spec)
+    given = [(item, getattr(policy, item.name)) for item in fields(policy)]
+    told = [f"{item.name}={value!r}" for item, value in given if value != item.default]
+    return f"{type(policy).__name__}({', '.join(told)})"
+
+
+def harm(policy: Policy, rule: str) -> str:
+    """What is known to go wrong with a rule (by name) under this policy, and what helps; "": nothing.
+
+    A small GPT lost 0.57 nats to AdamW at 1e-3 with gradients 4 updates old, and neither weights nor DC-ASGD gave them
+    back: moments mix what was computed on different parameters. Simulated; ours (issue 5 of this repository).
+    """
+    stale = isinstance(policy, Async) or (isinstance(policy, Bounded) and policy.staleness > 0)
+    if not stale or rule not in MOMENTS:
+        return ""
+    return (
+        f"{in_words(policy.spec)} with {MOMENTS[rule]} is known to harm: its moments mix gradients that were computed "
+        f"on different parameters. Use shoal.Sync(quorum=0.9), which waits for no straggler, shoal.LocalSteps(...), or "
+        f"shoal.SGD; `shoal status` shows how old contributions are"
+    )
+
+
+MOMENTS = {"adam": "Adam", "adamw": "AdamW", "lamb": "LAMB"}  # rules of Adam's family

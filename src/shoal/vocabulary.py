@@ -16,6 +16,8 @@ JOB_DEFAULT = "shoal"
 
 SLOTS = 4096  # blocks map to slots, slots to shards: a snapshot keeps its meaning on any server count
 
+NO_AGE_MAX = -1  # contributions of any age are taken
+
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -82,6 +84,8 @@ class PolicySpec(Value, frozen=True, array_like=True):
     kind: str  # "sync" | "bounded" | "async"
     quorum: float = 1.0
     staleness: int = 0
+    weight: str = "equal"  # "equal" | "inverse"
+    age_max: int = NO_AGE_MAX
 
 
 class Block(Value, frozen=True, array_like=True):

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from shoal.adapters.torch import optimizer
 from shoal.errors import ConfigurationError
-from shoal.optim import SGD, AdamW
-from shoal.policy import Bounded, Sync
+from shoal.optim import SGD, Adam, AdamW
+from shoal.policy import Async, Bounded, Sync
 
 
 def mlp(dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -170,6 +170,38 @@ def test_what_is_no_rule_is_refused_with_an_example(worker):
     ):
         with pytest.raises(ConfigurationError, match=says):
             optimizer(worker, model, rule)
+
+
+@pytest.mark.parametrize(
+    ("sync", "rule", "harmful"),
+    [
+        (Async(), AdamW(), "Async() with AdamW is known to harm"),
+        (Bounded(2, weight="inverse"), Adam(), "Bounded(staleness=2, weight='inverse') with Adam is known to harm"),
+        (Bounded(0), AdamW(), ""),
+        (Async(), SGD(), ""),
+        (Sync(quorum=0.5), AdamW(), ""),
+    ],
+    ids=str,
+)
+def test_a_rule_that_suffers_from_stale_gradients_is_named_with_the_cure(worker, sync, rule, harmful):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        optimizer(worker, mlp(), rule, sync=sync)
+    assert [str(item.message).split(":")[0] for item in told] == ([harmful] if harmful else [])
+    assert not told or "Use shoal.Sync(quorum=0.9)" in str(told[0].message)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"weight": "half"}, r"Async\(weight='half'\): known are 'equal', 'inverse'"),
+        ({"age_max": -1}, r"Async\(age_max=-1\).*as in Async\(age_max=16\)"),
+        ({"age_max": True}, r"Async\(age_max=True\)"),
+    ],
+)
+def test_what_says_nothing_of_ages_is_refused(options, says):
+    with pytest.raises(ConfigurationError, match=says):
+        Async(**options)
 
 
 @pytest.mark.parametrize("staleness", ["a", 1.5, None, True, -1])

@@ -8,7 +8,7 @@ over blocks, so the sum is the same on any number of shards.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,9 +58,10 @@ class CommitLog:
         closes, fences = ((who.worker, who.incarnation, 0),), self._due_fences()
         return self._entry("seed", (Weighted(who, 1.0),), closes=closes, fences=fences)
 
-    def update(self, readies: Sequence[m.Ready], reduction: str, samples: tuple[tuple[int, int, int], ...]) -> m.Commit:
-        """The next entry: these contributions, combined, each by its share of the samples."""
-        weights = weighed(readies, reduction, sum(ready.samples for ready in readies if usable(ready)))
+    def update(
+        self, readies: Sequence[m.Ready], weights: tuple[Weighted, ...], samples: tuple[tuple[int, int, int], ...]
+    ) -> m.Commit:
+        """The next entry: these contributions, combined with these weights; it accounts for these samples."""
         # The oldest member's schedule counts: a restarted worker's own may have begun anew.
         eldest = min(readies, key=lambda ready: ready.contributor.incarnation)
         closes = tuple((r.contributor.worker, r.contributor.incarnation, r.contributor.clock) for r in readies)
@@ -169,11 +170,14 @@ def usable(ready: m.Ready) -> bool:
     return not ready.void and ready.samples > 0
 
 
-def weighed(readies: Sequence[m.Ready], reduction: str, total: int) -> tuple[Weighted, ...]:
-    """Those that are usable, each with its weight. total: samples of all contributions of the entry that are."""
+def weighed(
+    readies: Sequence[m.Ready], reduction: str, total: int, factor: Callable[[m.Ready], float] = lambda ready: 1.0
+) -> tuple[Weighted, ...]:
+    """Those that are usable, each with its weight. total: samples of all contributions of the entry that are;
+    factor: of each, beside its share."""
     found = [ready for ready in readies if usable(ready)]
     shares = [1.0 if reduction == "sum" else ready.samples / total for ready in found]
     return tuple(
-        Weighted(ready.contributor, share * ready.multiplier, ready.whole)
+        Weighted(ready.contributor, share * factor(ready) * ready.multiplier, ready.whole)
         for ready, share in zip(found, shares, strict=True)
     )

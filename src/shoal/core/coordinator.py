@@ -525,6 +525,9 @@ class Coordinator:
         effects: list[k.Effect] = []
         while isinstance(verdict := self.policy.commit(self.membership.view()), Go):
             contributors = [self.membership.members[worker] for worker in verdict.workers]
+            if outdated := [member for member in contributors if self._outdated(member)]:
+                effects += [effect for member in outdated for effect in self._refuse(member, now)]
+                continue
             weights = self._weights(contributors) if self.replicas.replicated else ()
             if weights:
                 # The update enters the log once every replica holds it.
@@ -545,7 +548,27 @@ class Coordinator:
     def _weights(self, contributors: list[Member]) -> tuple[Weighted, ...]:
         assert self.spec is not None
         readies = [member.ready for member in contributors if member.ready is not None]
-        return weighed(readies, self.spec.reduction, sum(ready.samples for ready in readies if usable(ready)))
+        total = sum(ready.samples for ready in readies if usable(ready))
+        return weighed(readies, self.spec.reduction, total, lambda ready: self._factor(ready) or 0.0)
+
+    def _factor(self, ready: m.Ready) -> float | None:
+        """By its age; None: it is too old."""
+        assert self.policy is not None
+        return self.policy.weigh(self.log.ages.of(ready.version))
+
+    def _outdated(self, member: Member) -> bool:
+        """Whether its contribution, which is ready, is too old for the policy."""
+        return member.ready is not None and usable(member.ready) and self._factor(member.ready) is None
+
+    def _refuse(self, member: Member, now: int) -> list[k.Effect]:
+        """Too old: someone else does the samples; the worker goes on as if it had been committed, and is told."""
+        assert member.ready is not None
+        ready, member.ready, member.state, member.dropped = member.ready, None, PARKED, True
+        self.dispatch.take_back(member)
+        member.clock += 1
+        self.clock = max(self.clock, member.clock)
+        readers = [] if self._spreads(self.log.updated) else self._readers()
+        return self.releases.append(self.log.drop(ready), readers, now)
 
     def _held(self, now: int) -> list[k.Effect]:
         """Every replica holds the proposed update: it is committed, if it is still what the policy wants."""
@@ -569,7 +592,7 @@ class Coordinator:
     def _commit(self, contributors: list[Member], now: int) -> list[k.Effect]:
         """One entry: these members' contributions, combined."""
         assert self.spec is not None and self.policy is not None
-        readies = [member.ready for member in contributors if member.ready is not None]
+        readies, weights = [member.ready for member in contributors if member.ready], self._weights(contributors)
         samples: list[tuple[int, int, int]] = []
         for member, ready in zip(contributors, readies, strict=True):
             samples += self.dispatch.settle(member, ready)
@@ -581,7 +604,7 @@ class Coordinator:
             for member in self.membership.members.values():
                 if member.state == COMPUTING and member.clock < self.clock:
                     self.dispatch.take_back(member)  # too late for this commit: someone else will do them
-        entry = self.log.update(readies, self.spec.reduction, tuple(samples))
+        entry = self.log.update(readies, weights, tuple(samples))
         finishers = self.dispatch.finishers(self.membership.ordered())
         update = entry.seq if entry.contributors else self.log.updated
         readers = [] if self._spreads(update) else self._readers() + finishers

@@ -183,7 +183,7 @@ class Recovery:
         if lockstep and resume.waiting:
             member.clock = max(member.clock, clock)
         # Its clock was settled without it, and its samples were taken back.
-        late = lockstep and (member.dropped or (member.state == COMPUTING and member.clock < clock))
+        late = member.dropped or (lockstep and member.state == COMPUTING and member.clock < clock)
         member.leases = [] if late else [lease for lease in resume.leases if self._keeps(resume, lease)]
         if resume.dataset is not None:
             member.leasing = True

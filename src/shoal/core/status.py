@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shoal.policy import in_words
 from shoal.vocabulary import COORDINATOR, server_name, worker_name
 from shoal.wire import messages as m
 
@@ -46,12 +47,11 @@ def status(coordinator: Coordinator, now: int) -> m.Status:
                 figures=member.figures,
             )
         )
-    policy = coordinator.spec.policy if coordinator.spec is not None else None
     return m.Status(
         job=coordinator.job.name,
         phase=coordinator.phase,
         waiting=_waiting(coordinator),
-        policy="" if policy is None else _POLICY_TEXT[policy.kind].format(policy=policy),
+        policy="" if coordinator.policy is None else in_words(coordinator.policy.spec),
         epoch=coordinator.epoch,
         version=version,
         members=tuple(members),
@@ -81,13 +81,6 @@ def _part(coordinator: Coordinator, server: Server) -> str:
     if server.index in replicas.filling:
         return f"joins shard {shard}"
     return f"leads shard {shard}" if replicas.leads(server.index) >= 0 else f"backs shard {shard}"
-
-
-_POLICY_TEXT = {
-    "sync": "Sync(quorum={policy.quorum:g})",
-    "bounded": "Bounded(staleness={policy.staleness})",
-    "async": "Async()",
-}
 
 
 def _waiting(coordinator: Coordinator) -> str:

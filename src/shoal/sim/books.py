@@ -41,6 +41,7 @@ class Books:
     sizes: dict[int, int] = field(default_factory=dict)  # samples of each data epoch that was asked for
     over: set[int] = field(default_factory=set)  # data epochs that some worker was told are over
     log_closes: dict[Who, int] = field(default_factory=dict)  # clock settled, when the last coordinator fell
+    log_used: dict[Who, int] = field(default_factory=dict)  # clock of the last contribution combined by then
     resumes: dict[Who, m.Resume] = field(default_factory=dict)
     least: dict[tuple[int, int, int], int] = field(default_factory=dict)  # worker, incarnation, clock -> version
 
@@ -92,6 +93,8 @@ class Books:
         """The coordinator is gone: only the log is left, until the workers say what they hold."""
         version = len(log)
         self.log_closes = {(worker, incarnation): clock for entry in log for worker, incarnation, clock in entry.closes}
+        used = (item.contributor for entry in log for item in entry.contributors)
+        self.log_used = {(who.worker, who.incarnation): who.clock for who in used}
         self.seats, self.leases = {}, {}
         self.accounted = {sample: seq for sample, seq in self.accounted.items() if seq <= version}
         self.least = {who: least for who, least in self.least.items() if least <= version}
@@ -111,6 +114,7 @@ class Books:
         open_clock = max([1, *(clock + 1 for clock in self.log_closes.values())])
         lockstep = self.spec.policy.kind == "sync"
         late = lockstep and not resume.waiting and resume.clock < open_clock  # what was settled with it is counted
+        late = late or (not resume.void and resume.clock <= closed and self.log_used.get(who) != closed)  # dropped
         for lease in resume.leases:
             counted = any(sample in self.accounted for sample in lease_samples(lease))
             held = [self.holder(sample) for sample in lease_samples(lease)]
@@ -159,6 +163,9 @@ class Books:
             for seat in self.busy():
                 if seat.worker not in closed:  # too late: someone else does its samples
                     self._take_back((seat.worker, seat.incarnation))
+        if commit.kind == "cut":
+            for worker, incarnation, _ in commit.closes:  # dropped
+                self._take_back((worker, incarnation))
         settled = set(samples(commit.samples))
         self.leases = {
             identity: (who, lease)

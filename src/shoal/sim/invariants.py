@@ -14,7 +14,7 @@ import msgspec
 from shoal.core import machine as k
 from shoal.sim import rules
 from shoal.sim import trace as t
-from shoal.vocabulary import Contributor
+from shoal.vocabulary import NO_AGE_MAX, Contributor
 from shoal.wire import messages as m
 
 Complaint = str | None
@@ -115,13 +115,14 @@ def acknowledged_kept(trace: t.Trace, fact: t.Fact) -> Complaint:
 
 
 def acknowledged_dropped(trace: t.Trace, fact: t.Fact) -> Complaint:
-    """What a worker was told is dropped is in no commit, and only a quorum drops anything."""
+    """What a worker was told is dropped is in no commit, and only a quorum or a bound on ages drops anything."""
     match fact:
         case t.Saw(finished=Contributor() as who, committed=False):
             if who in trace.committed:
                 return f"{who} was told that it came too late, but is in commit {trace.committed[who]}"
-            if trace.spec.policy.kind != "sync" or trace.spec.policy.quorum >= 1.0:
-                return f"{who} was told that it came too late, but {trace.spec.policy} leaves nobody behind"
+            policy = trace.spec.policy
+            if policy.quorum >= 1.0 and policy.age_max == NO_AGE_MAX:
+                return f"{who} was told that it came too late, but {policy} leaves nobody behind"
     return None
 
 
@@ -329,6 +330,7 @@ INVARIANTS: tuple[tuple[str, Invariant, tuple[type[object], ...]], ...] = (
     ("Quorum", rules.enough_workers, (t.Said,)),
     ("Quorum", rules.fair_weights, (t.Said,)),
     ("Aged", rules.right_ages, (t.Said,)),
+    ("Aged", rules.none_too_old, (t.Said,)),
     ("Aged", rules.all_ages_kept, (t.Ended,)),
     ("Bounded", rules.within_bound, (t.Said,)),
     ("Bounded", rules.fresh_enough, (t.Saw,)),

@@ -73,6 +73,8 @@ PLANTS = (
     Plant("the staleness bound is wrong", "Bounded", Machines(coordinator=coordinators.LooseBound), seed=10),
     Plant("every entry makes a contribution older", "Aged", Machines(coordinator=coordinators.AgesByEntries)),
     Plant("a shard forgets how old contributions were", "Aged", Machines(shard=shards.ForgetsAges)),
+    Plant("a contribution is taken that is too old", "Aged", Machines(coordinator=coordinators.TakesTooOld)),
+    Plant("a worker is not told what was dropped", "Exactly once", Machines(coordinator=coordinators.DropsQuietly)),
     Plant("the quorum is counted wrong", "Quorum", Machines(coordinator=coordinators.SmallQuorum), seed=3),
     Plant(
         "a repeated Ready is committed again", "Exactly once", Machines(coordinator=coordinators.CommitsTwice), seed=3

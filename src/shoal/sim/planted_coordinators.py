@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -20,7 +20,25 @@ class LooseBound(Coordinator):
     @property
     def policy(self) -> Policy | None:
         policy = super().policy
-        return Bounded(policy.staleness + 1) if isinstance(policy, Bounded) else policy
+        return replace(policy, staleness=policy.staleness + 1) if isinstance(policy, Bounded) else policy
+
+
+class TakesTooOld(Coordinator):
+    """Commits contributions one update older than the bound."""
+
+    def _factor(self, ready: m.Ready) -> float | None:
+        age = self.log.ages.of(ready.version)
+        return super()._factor(ready) or (self.policy.weigh(age - 1) if self.policy and age else None)
+
+
+class DropsQuietly(Coordinator):
+    """Tells workers that what it dropped is committed."""
+
+    def _readers(self) -> list[Member]:
+        readers = super()._readers()
+        for member in readers:
+            member.dropped = False
+        return readers
 
 
 class SmallQuorum(Coordinator):

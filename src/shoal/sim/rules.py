@@ -7,7 +7,7 @@ from collections import Counter
 
 from shoal.sim import trace as t
 from shoal.sim.books import lease_samples, samples
-from shoal.vocabulary import Lease
+from shoal.vocabulary import NO_AGE_MAX, Contributor, Lease
 from shoal.wire import messages as m
 
 Complaint = str | None
@@ -48,13 +48,15 @@ def enough_workers(trace: t.Trace, fact: t.Fact) -> Complaint:
 
 
 def fair_weights(trace: t.Trace, fact: t.Fact) -> Complaint:
-    """Contributions are weighed by their share of the commit's samples, in worker order."""
+    """Contributions are weighed by their share of the commit's samples, and by their age, in worker order."""
     match fact:
         case t.Said(message=m.Commit(seq=seq, kind="update") as commit) if seq > len(trace.log):
             readies = [trace.ready[item.contributor] for item in commit.contributors]
             total = sum(ready.samples for ready in readies)
             for item, ready in zip(commit.contributors, readies, strict=True):
                 share = 1.0 if trace.spec.reduction == "sum" else ready.samples / total
+                if trace.spec.policy.weight == "inverse":
+                    share /= 1 + _age(trace, item.contributor, seq)
                 if not math.isclose(item.weight, share * ready.multiplier):
                     return f"commit {seq} weighs {item.contributor} by {item.weight}, not {share * ready.multiplier}"
             if list(commit.contributors) != sorted(commit.contributors, key=lambda item: item.contributor.worker):
@@ -82,6 +84,21 @@ def right_ages(trace: t.Trace, fact: t.Fact) -> Complaint:
             right = tuple(trace.age(*who, seq) for who in commit.closes)
             if commit.ages != right:
                 return f"commit {seq} settles {commit.closes} as {commit.ages} updates old, but they are {right}"
+    return None
+
+
+def none_too_old(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """A contribution above the bound is not combined, and no other one is dropped for its age."""
+    match fact:
+        case t.Said(message=m.Commit(seq=seq) as commit) if seq > len(trace.log) and commit.kind != "seed":
+            policy = trace.spec.policy
+            bound = math.inf if policy.age_max == NO_AGE_MAX else policy.age_max
+            for item in commit.contributors:
+                if _age(trace, item.contributor, seq) > bound:
+                    return f"commit {seq} combines {item.contributor}, which is more than {bound} updates old"
+            for who in commit.closes if commit.kind == "cut" and policy.kind != "sync" else ():
+                if trace.age(*who, seq) <= bound:
+                    return f"commit {seq} drops the contribution {who}, which is not too old: the bound is {bound}"
     return None
 
 
@@ -221,3 +238,7 @@ def all_counted(trace: t.Trace, fact: t.Fact) -> Complaint:
                     if not holders or holders[-1] not in trace.killed:
                         return f"sample {position} of data epoch {epoch} is in no commit"
     return None
+
+
+def _age(trace: t.Trace, who: Contributor, seq: int) -> int:
+    return trace.age(who.worker, who.incarnation, who.clock, seq)

@@ -10,8 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from random import Random
 
+import msgspec
+
 from shoal.config import Job, Limits
-from shoal.vocabulary import Dataset, PolicySpec, TableSpec, TensorSpec
+from shoal.vocabulary import NO_AGE_MAX, Dataset, PolicySpec, TableSpec, TensorSpec
 
 LIMITS = Limits(
     tick_ms=20,
@@ -187,6 +189,8 @@ def draw(seed: int) -> Scenario:
             PolicySpec("async"),
         ]
     )
+    if policy.kind != "sync":
+        policy = _aged(Random(f"ages of {seed}"), policy)
     paired = policy.kind == "sync" and policy.quorum >= 1.0 and rng.random() < 0.4
     count = rng.choice([1, 2, 2, 3, 3, 4, 5])
     servers = rng.choice([1, 2, 2, 3])
@@ -220,6 +224,12 @@ def draw(seed: int) -> Scenario:
         heals_at_ms=rng.randint(800, 2400),
         paired=paired,
     )
+
+
+def _aged(rng: Random, policy: PolicySpec) -> PolicySpec:
+    """The same, and perhaps it weighs contributions by their age, or drops old ones."""
+    age_max = rng.choice([NO_AGE_MAX, NO_AGE_MAX, 0, 1, 2, 4])
+    return msgspec.structs.replace(policy, weight=rng.choice(["equal", "inverse"]), age_max=age_max)
 
 
 def _links(rng: Random) -> Links:

@@ -24,7 +24,7 @@ from shoal.adapters.torch.groups import Group, Named, Parameters, groups_of, set
 from shoal.adapters.torch.overlap import Overlap
 from shoal.errors import ConfigurationError, NonFiniteGradientError
 from shoal.optim import Rule
-from shoal.policy import Policy, Sync, checked
+from shoal.policy import Policy, Sync, checked, harm
 from shoal.runtime.worker import Worker
 from shoal.vocabulary import TableSpec
 
@@ -55,7 +55,8 @@ def optimizer(
         CUDA. Those that do not require gradients (and a module's buffers) stay the worker's own: no
         server holds them, so give every worker the same.
     rule: a value of shoal.optim, such as AdamW(lr=3e-4, clip_norm=1.0).
-    sync: the consistency policy: Sync(), Sync(quorum=0.9), Bounded(staleness=3) or Async().
+    sync: the consistency policy: Sync(), Sync(quorum=0.9), Bounded(staleness=3) or Async(). Warns where the rule is
+        known to suffer from it (docs/staleness.md).
     reduction: how contributions combine: "mean" weighs each by its share of the samples (for losses
         that are means), "sum" adds them up.
     nonfinite: what to do with a gradient that holds NaN or infinity: "refuse" raises
@@ -118,6 +119,8 @@ class Optimizer(torch.optim.Optimizer):
                 "sync=shoal.Sync() without a quorum"
             )
         self._groups = groups_of(params, rule, push, pull)
+        if harmful := harm(policy, rule.name):
+            warnings.warn(harmful, stacklevel=4)
         self._members = trainable(self._groups)
         self._frozen = [item for group in self._groups for item in group.members if not item.parameter.requires_grad]
         self._declared = False
