@@ -148,6 +148,14 @@ class Region:
                 self._mapped.append((part, descriptor))
             self._lay(part, descriptor)
 
+    def again(self) -> Region:
+        """Another region with the same arenas mapped into it."""
+        other = Region(self.size_bytes)
+        with self._lock:
+            for part, descriptor in self._mapped:
+                other.place(os.dup(descriptor), part)
+        return other
+
     def renew(self) -> None:
         """Forget what was written here: all mapped parts show their arenas again."""
         with self._lock:

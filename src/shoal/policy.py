@@ -12,6 +12,7 @@ divides the learning rate by the staleness), and by a bound, above which a contr
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -227,6 +228,13 @@ def _or_none(age_max: int | None) -> int:
     return NO_AGE_MAX if age_max is None else age_max
 
 
+def rests(old: Policy, new: Policy) -> bool:
+    """Whether all workers must be at rest when `new` takes the place of `old`: clocks get a common meaning or lose it,
+    those of the fastest and the slowest may lie far apart, or parameters begin, or cease, to change under workers."""
+    drifted = isinstance(old, Async) and isinstance(new, Bounded)
+    return old.lockstep != new.lockstep or drifted or old.still != new.still
+
+
 def checked(sync: object) -> Policy:
     """What a user gave as sync=, if it is a policy (ConfigurationError if not)."""
     if isinstance(sync, (Sync, Bounded, Async)):
@@ -265,6 +273,22 @@ def in_words(spec: PolicySpec) -> str:
     return f"{type(policy).__name__}({', '.join(told)})"
 
 
+def parsed(text: str) -> Sync | Bounded | Async:
+    """The policy that is written as in a script, such as Bounded(staleness=3), or by its name alone where that is
+    enough (ConfigurationError for anything else)."""
+    try:
+        call = ast.parse(text.strip().removeprefix("shoal."), mode="eval").body
+        name, arguments, options = call, list[ast.expr](), list[ast.keyword]()
+        if isinstance(call, ast.Call):
+            name, arguments, options = call.func, call.args, call.keywords
+        kind = {kind.__name__.lower(): kind for kind in KINDS}[name.id.lower() if isinstance(name, ast.Name) else ""]
+        given = {item.arg or "": ast.literal_eval(item.value) for item in options}
+        return kind(*(ast.literal_eval(value) for value in arguments), **given)
+    except (SyntaxError, ValueError, KeyError, TypeError):
+        examples = "Sync(), 'Sync(quorum=0.9)', 'Bounded(staleness=3)', 'Async(weight=\"inverse\", age_max=16)'"
+        raise ConfigurationError(f"{text!r} is no policy: write it as in a script, such as {examples}") from None
+
+
 def harm(policy: Policy, rule: str) -> str:
     """What is known to go wrong with a rule (by name) under this policy, and what helps; "": nothing.
 
@@ -281,4 +305,5 @@ def harm(policy: Policy, rule: str) -> str:
     )
 
 
+KINDS: tuple[type[Sync | Bounded | Async], ...] = (Sync, Bounded, Async)
 MOMENTS = {"adam": "Adam", "adamw": "AdamW", "lamb": "LAMB"}  # rules of Adam's family

@@ -88,6 +88,14 @@ class PolicySpec(Value, frozen=True, array_like=True):
     age_max: int = NO_AGE_MAX
 
 
+class Switch(Value, frozen=True, array_like=True):
+    """From an entry of the log on this policy is in force; all workers that were at rest go on at `clock` (0: each at
+    its own)."""
+
+    policy: PolicySpec
+    clock: int = 0
+
+
 class Block(Value, frozen=True, array_like=True):
     """A fixed slice of one tensor: elements start..stop (exclusive) of the flattened tensor."""
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from shoal.config import Limits
+from shoal.vocabulary import PolicySpec
 from shoal.wire import messages as m
 from shoal.wire.framing import Decoder, encode
 
@@ -39,6 +40,8 @@ class FakeCoordinator:
         self.fault = ""
         self.visits = 0
         self.visits_max = 1_000  # afterwards it is gone
+        self.wanted: list[PolicySpec] = []  # policies that were to be set
+        self.set: Callable[[PolicySpec], m.PolicySet] = lambda wanted: m.PolicySet(wanted, since=1235)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._serve, daemon=True).start()
@@ -73,6 +76,9 @@ class FakeCoordinator:
                     connection.sendall(encode(m.Refused("Hello", "the token is not this job's")))
                 case m.StatusRequest():
                     connection.sendall(encode(STATUS))
+                case m.SetPolicy(policy=wanted):
+                    self.wanted.append(wanted)
+                    connection.sendall(encode(self.set(wanted)))
 
         decoder = Decoder(Limits(), lambda message, payload_bytes: None, answer)
         while self.fault != "closes" and (data := connection.recv(4096)):

@@ -149,6 +149,16 @@ class Play:
             path.write_text(text)
         assert text.splitlines() == path.read_text().splitlines()
 
+    def ask(self, message: m.Message) -> None:
+        """A visitor asks the coordinator; the answer is written down."""
+        visitor = "visitor/1"
+        self.lines.append(f"{visitor:>11} -> {COORDINATOR:<11} : {in_words(message)}")
+        effects = self.coordinator.step(k.Received(visitor, message), self.now)
+        for effect in effects:
+            if isinstance(effect, k.Send) and effect.to == visitor:
+                self.lines.append(f"{COORDINATOR:>11} -> {visitor:<11} : {in_words(effect.message)}")
+        self._perform(COORDINATOR, [effect for effect in effects if getattr(effect, "to", "") != visitor])
+
     def status(self) -> m.Status:
         """As a visitor is told."""
         (told,) = self.coordinator.step(k.Received("visitor/1", m.StatusRequest()), self.now)

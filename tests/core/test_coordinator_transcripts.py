@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from shoal.core import session as s
 from shoal.core.shard import Open
-from shoal.policy import Bounded, Sync
+from shoal.policy import Async, Bounded, Sync
 from shoal.vocabulary import Dataset
 from shoal.wire import messages as m
 
@@ -179,6 +179,32 @@ def test_bounded_lets_nobody_run_ahead() -> None:
     play.push(1)
     play.deliver()
     play.check("bounded")
+
+
+def test_a_policy_takes_over_once_all_are_at_rest() -> None:
+    play = Play(workers=2, servers=1)
+    play.form()
+    play.say("worker 0 is ready for clock 1 when somebody sets another policy: worker 1 finishes it first")
+    play.push(0)
+    play.deliver()
+    play.ask(m.SetPolicy(Async().spec))
+    play.push(1)
+    play.deliver()
+    play.say("from here on nobody waits for anybody")
+    play.push(0)
+    play.deliver()
+    play.push(0)
+    play.deliver()
+    play.say("back to Sync(): worker 0 waits, and both go on at one clock, with nothing dropped")
+    play.ask(m.SetPolicy(Sync().spec))
+    play.push(0)
+    play.deliver()
+    play.push(1)
+    play.deliver()
+    play.say("it is in force: asking again changes nothing")
+    play.ask(m.SetPolicy(Sync().spec))
+    play.deliver()
+    play.check("policy")
 
 
 def test_a_version_that_is_gone_is_cut_anew() -> None:

@@ -240,7 +240,7 @@ def test_only_delivered_blocks_count_and_stay_as_they_are() -> None:
 def test_masters_are_sent_from_where_they_lie_when_they_keep_still() -> None:
     cluster = run([SGD(lr=0.1)], 1)
     store = cluster.stores[0]
-    sending = store.parameters([0])[0]
+    sending = store.parameters([0], still=True)[0]
     assert np.shares_memory(np.frombuffer(sending, np.float32), store.table.dense.parameters[0])
     with pytest.raises(TypeError, match="read-only"):
         sending[0] = 1

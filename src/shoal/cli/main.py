@@ -12,6 +12,7 @@ import typer
 
 from shoal.cli.bench import bench_app
 from shoal.cli.fleet import fleet_app
+from shoal.cli.policy import policy_app
 from shoal.cli.run import run
 from shoal.cli.sample import sample
 from shoal.cli.serve import serve
@@ -53,6 +54,7 @@ app.command(
 app.command()(serve)
 app.command()(status)
 app.add_typer(servers_app)
+app.add_typer(policy_app)
 app.add_typer(fleet_app)
 app.command()(sample)
 app.add_typer(snapshot)

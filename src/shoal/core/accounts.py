@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from shoal.core.ages import AGE_MAX, Ages
 from shoal.ledger import Span, merged
+from shoal.vocabulary import Switch
 from shoal.wire import messages as m
 
 
@@ -25,6 +26,8 @@ class Accounts:
     fenced: dict[int, int] = field(default_factory=dict)  # worker -> incarnation
     released: dict[int, int] = field(default_factory=dict)  # worker -> incarnation that was given parameters
     ages: Ages = field(default_factory=Ages)
+    switch: Switch | None = None  # the last one
+    switched: int = 0  # the entry that brought it
     spans: dict[int, list[Span]] = field(default_factory=dict)  # data epoch -> samples accounted for, merged
 
     def add(self, commit: m.Commit) -> None:
@@ -32,6 +35,8 @@ class Accounts:
         if commit.contributors:
             self.updated = commit.seq
         self.ages.add(commit)
+        if commit.switch is not None:
+            self.switch, self.switched = commit.switch, commit.seq
         for worker, incarnation in commit.fences:
             self.fenced[worker] = max(self.fenced.get(worker, -1), incarnation)
         for worker, incarnation, clock in commit.closes:
@@ -63,6 +68,8 @@ class Accounts:
             dict(recovered.fenced),
             dict(recovered.released),
             Ages(list(recovered.updates), dict(recovered.ages), recovered.dropped),
+            recovered.switch,
+            recovered.switched,
             spans_of(recovered.accounted),
         )
 

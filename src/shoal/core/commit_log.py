@@ -16,7 +16,7 @@ from shoal.core import machine as k
 from shoal.core.accounts import Accounts
 from shoal.core.ages import Ages
 from shoal.optim import phases
-from shoal.vocabulary import TableSpec, Weighted, server_name
+from shoal.vocabulary import Switch, TableSpec, Weighted, server_name
 from shoal.wire import messages as m
 
 RESENT_MAX = 16  # entries repeated to a silent shard at a time
@@ -74,9 +74,9 @@ class CommitLog:
         closes = ((who.worker, who.incarnation, who.clock),)
         return self._entry("cut", closes=closes, fences=self._due_fences(), ages=(self.ages.of(ready.version),))
 
-    def cut(self, save: str = "") -> m.Commit:
-        """The next entry: no parameter changes, but there is something to release, save or fence."""
-        return self._entry("cut", fences=self._due_fences(), save=save)
+    def cut(self, save: str = "", switch: Switch | None = None) -> m.Commit:
+        """The next entry: no parameter changes, but there is something to release, save, fence or switch."""
+        return self._entry("cut", fences=self._due_fences(), save=save, switch=switch)
 
     def fence(self, worker: int, incarnation: int) -> None:
         """The next entry shuts this incarnation out."""

@@ -22,13 +22,14 @@ from shoal.core.formation import Formation
 from shoal.core.membership import COMPUTING, DECLARED, IDLE, JOINED, PARKED, READY, Member, Membership, Server
 from shoal.core.proposal import Proposals
 from shoal.core.recovery import Recovery
+from shoal.core.regime import Regime
 from shoal.core.release import Releases
 from shoal.core.replicas import Replicas
 from shoal.core.saving import Samples, Savings
 from shoal.core.silence import Watch
 from shoal.core.status import status
-from shoal.policy import Go, Policy, View
-from shoal.vocabulary import TableSpec, Weighted, node_number, server_name, worker_name
+from shoal.policy import Go, Policy, View, in_words
+from shoal.vocabulary import PolicySpec, Switch, TableSpec, Weighted, node_number, server_name, worker_name
 from shoal.wire import messages as m
 
 FORMING, RECOVERING, RUNNING, STOPPED = "forming", "recovering", "running", "stopped"
@@ -60,6 +61,7 @@ class Coordinator:
     failover: Failover = field(init=False)
     watch: Watch = field(init=False)
     recovery: Recovery = field(init=False)
+    regime: Regime = field(default_factory=Regime)
     started_at: int | None = None
     waiting: str = ""  # what the job waits for, in words
     leads_until: int | None = None  # by this node's clock, as a registry has it; None: for as long as it lives
@@ -96,7 +98,8 @@ class Coordinator:
 
     @property
     def policy(self) -> Policy | None:
-        return self.formation.policy
+        """In force: the one that the table declares, unless another one has taken its place."""
+        return self.regime.policy or self.formation.policy
 
     @property
     def over(self) -> bool:
@@ -179,6 +182,8 @@ class Coordinator:
                 return [k.Send(source, status(self, now))]
             case m.Drain(what) if self.phase == RUNNING:
                 return self.failover.drain(source, what) + self._decide(now)
+            case m.SetPolicy(policy):
+                return self._set_policy(source, policy, now)
             case m.Drain():
                 return [k.Send(source, m.Draining((), f"job {self.job.name} is {self.phase}: ask again when it runs"))]
             case m.Heartbeat(name=name) if name != source:
@@ -359,7 +364,7 @@ class Coordinator:
         clock = self._joining_clock()
         for member in members:
             member.clock = clock
-        return self.releases.append(self.log.cut(), members, now, finished=0)
+        return self.releases.append(self.log.cut(), members, now)
 
     def _joining_clock(self) -> int:
         """Where a worker starts or goes on that has no clock of its own yet."""
@@ -394,6 +399,7 @@ class Coordinator:
         accounts = recovery.learn()
         recovery.until = now + self.job.limits.lease_ms
         self.formation.recover(recovery.spec)
+        self.regime.recover(accounts)
         self.log.servers = self.replicas.servers
         effects = self.log.recover(recovery.version, accounts, recovery.entries(self.log.servers), now)
         ahead = [resume for resume in recovery.resumes.values() if not self._knows(resume)]
@@ -473,7 +479,7 @@ class Coordinator:
         member.offer = None
         assert self.policy is not None
         if self.policy.lockstep and member.clock < self.clock:
-            return self._drop(member, ready, now)
+            return self._drop(member, ready, now) + self._decide(now)
         if not self.dispatch.holds(member, ready):
             # Someone else does these samples by now: its gradient may not count as well.
             self.dispatch.take_back(member)
@@ -510,13 +516,15 @@ class Coordinator:
         declared = self.formation.declared()
         for item in declared:
             item.clock = self.clock
-        return [*self._begun(declared), *self.releases.append(self.log.seed(ready), declared, now, finished=0)]
+        return [*self._begun(declared), *self.releases.append(self.log.seed(ready), declared, now)]
 
     def _drop(self, member: Member, ready: m.Ready, now: int) -> list[k.Effect]:
         """Too late for its commit (quorum): the samples were freed then; go on at the open clock."""
         assert member.ready is None
-        late, member.clock = member.clock, self.clock
-        return self.releases.append(self.log.drop(ready), [member], now, finished=late, committed=False)
+        member.settled, member.clock = member.clock, self.clock
+        member.state, member.dropped = PARKED, True
+        readers = [] if self.regime.holds(self.policy) else [member]
+        return self.releases.append(self.log.drop(ready), readers, now)
 
     def _decide(self, now: int) -> list[k.Effect]:
         """Commit what the policy lets, then let go on whom it lets."""
@@ -540,10 +548,31 @@ class Coordinator:
         if self._spreads(self.log.updated):
             self.waiting = "every replica is to apply the update before its workers go on"
             return effects
+        if self.regime.wanted is not None:
+            effects += self._switch(now)
+        if self.regime.holds(self.policy):
+            return effects
         readers = self._readers()
         if readers:
             effects += self.releases.append(self.log.cut(), readers, now)
         return effects + self._answer_leases(now)
+
+    def _switch(self, now: int) -> list[k.Effect]:
+        """Let the policy that is wanted take over, if nobody has to come to rest for it any more."""
+        wanted, policy = self.regime.wanted, self.policy
+        assert wanted is not None and policy is not None
+        switch, readers, members = Switch(wanted), list[Member](), self.membership.ordered()
+        if self.regime.holds(policy):
+            restless = self.regime.restless(policy, members)
+            if restless or self.proposals.current is not None:
+                self.waiting = self.regime.awaited(restless)
+                return []
+            switch, readers = self.regime.level(members, self.clock)
+            self.clock = switch.clock
+        entry = self.log.cut(switch=switch)
+        self.regime.begin(switch, entry.seq)
+        told = k.Log(f"{in_words(wanted)} is in force from version {entry.seq} on, in place of {in_words(policy.spec)}")
+        return [told, *self.releases.append(entry, readers, now), *self._decide(now)]
 
     def _weights(self, contributors: list[Member]) -> tuple[Weighted, ...]:
         assert self.spec is not None
@@ -565,6 +594,7 @@ class Coordinator:
         assert member.ready is not None
         ready, member.ready, member.state, member.dropped = member.ready, None, PARKED, True
         self.dispatch.take_back(member)
+        member.settled = member.clock
         member.clock += 1
         self.clock = max(self.clock, member.clock)
         readers = [] if self._spreads(self.log.updated) else self._readers()
@@ -597,7 +627,7 @@ class Coordinator:
         for member, ready in zip(contributors, readies, strict=True):
             samples += self.dispatch.settle(member, ready)
             member.samples += ready.samples
-            member.ready, member.state = None, PARKED
+            member.ready, member.state, member.settled = None, PARKED, member.clock
             member.clock += 1
         self.clock = max(self.clock, *(member.clock for member in contributors))
         if self.policy.lockstep:
@@ -625,6 +655,8 @@ class Coordinator:
     def _readers(self) -> list[Member]:
         """Parked members that the policy lets go on."""
         assert self.policy is not None
+        if self.regime.holds(self.policy):
+            return []
         view = self.membership.view()
         readers: list[Member] = []
         for member in self.membership.ordered():
@@ -651,7 +683,7 @@ class Coordinator:
         assert self.policy is not None
         effects: list[k.Effect] = []
         while answers := self.dispatch.next_answers(self.membership.ordered(), self.policy.lockstep, self.clock):
-            stale = [member for member, _ in answers if member.version < self.log.updated]
+            stale = [member for member, _ in answers if member.version < max(self.log.updated, self.regime.since)]
             if stale:
                 effects += self.releases.append(self.log.cut(), stale, now)
             for member, lease in answers:
@@ -659,6 +691,18 @@ class Coordinator:
                 member.state, member.started_at = COMPUTING, now
                 effects += self.dispatch.answer(member, lease)
         return effects
+
+    # --- policies -----------------------------------------------------------------------------
+
+    def _set_policy(self, source: str, wanted: PolicySpec, now: int) -> list[k.Effect]:
+        """Somebody wants another policy: it takes over now, or once workers have come to rest."""
+        if self.phase != RUNNING or self.policy is None or self.spec is None:
+            wrong = f"job {self.job.name} is {self.phase}: ask again when it runs"
+            return [k.Send(source, m.PolicySet(None, error=wrong))]
+        if wrong := self.regime.want(wanted, self.policy):
+            return [k.Send(source, m.PolicySet(self.policy.spec, self.regime.since, error=wrong))]
+        effects = self._decide(now)
+        return [*effects, k.Send(source, self.regime.answer(self.spec, self.policy))]
 
     # --- snapshots, leaving, dying --------------------------------------------------------------
 

@@ -177,7 +177,7 @@ class Publish:
     that version is enough, 0: all is needed.
 
     The driver cuts them into Parameters frames, and must take the bytes before the next task runs, unless
-    the policy keeps parameters still: then no task changes them before this worker has them.
+    the policy keeps parameters still: then no task changes them before this worker's next contribution.
     """
 
     worker: int
@@ -185,6 +185,7 @@ class Publish:
     version: int
     blocks: tuple[int, ...]
     base: int = 0
+    still: bool = False
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ class Member:
     heard_at: int
     state: str = JOINED
     clock: int = 0
+    settled: int = 0  # the last clock that it has finished
     version: int = 0  # of the parameters it computes on
     view: int = 0  # the last placement that it knows
     broken_at: int | None = None  # when its connection was lost

@@ -162,7 +162,13 @@ class Recovery:
         """The open clock: after all that are settled, and where the foremost worker is."""
         assert self.accounts is not None
         settled = (clock + 1 for _, clock in self.accounts.closed.values())
-        return max([1, *settled, *(resume.clock for resume in self.living())])
+        return max([1, self._level, *settled, *(resume.clock for resume in self.living())])
+
+    @property
+    def _level(self) -> int:
+        """The clock at which all who were at rest went on when the policy changed last."""
+        assert self.accounts is not None
+        return 0 if self.accounts.switch is None else self.accounts.switch.clock
 
     def member(self, resume: m.Resume, now: int, clock: int, lockstep: bool) -> Member:
         """The member that this worker is: at work on its clock, done with it and waiting for parameters, or without
@@ -175,12 +181,13 @@ class Recovery:
             return member
         closed = self.accounts.closed.get(resume.worker, (-1, -1))
         settled = closed >= (resume.incarnation, resume.clock)
-        member.state, member.clock = (PARKED, closed[1] + 1) if settled else (COMPUTING, resume.clock)
+        member.state, member.clock = (PARKED, max(closed[1] + 1, self._level)) if settled else (COMPUTING, resume.clock)
+        member.settled = resume.clock if settled else resume.clock - 1
         if resume.waiting:
             member.state = IDLE
         member.dropped = settled and not resume.void and self.accounts.used.get(resume.worker) != closed
         member.started_at, member.ended = now, resume.ended
-        if lockstep and resume.waiting:
+        if lockstep and member.state in (PARKED, IDLE):
             member.clock = max(member.clock, clock)
         # Its clock was settled without it, and its samples were taken back.
         late = member.dropped or (lockstep and member.state == COMPUTING and member.clock < clock)

@@ -26,13 +26,8 @@ class Releases:
     membership: Membership
     dispatch: Dispatch
 
-    def append(
-        self, entry: m.Commit, readers: list[Member], now: int, finished: int | None = None, committed: bool = True
-    ) -> list[k.Effect]:
-        """Append an entry that pushes its version to `readers`, and tell them to go on.
-
-        finished: the clock that is settled by this, where it is not the one before the reader's own.
-        """
+    def append(self, entry: m.Commit, readers: list[Member], now: int) -> list[k.Effect]:
+        """Append an entry that pushes its version to `readers`, and tell them to go on."""
         readers = sorted(readers, key=lambda member: member.worker)
         release = tuple((member.worker, member.incarnation) for member in readers)
         effects = self.log.append(msgspec.structs.replace(entry, release=release), now)
@@ -40,17 +35,16 @@ class Releases:
             member.version = entry.seq
             if member.state == IDLE:
                 continue  # its answer is Granted
-            before = member.clock - 1 if finished is None else finished
             member.state, member.started_at = COMPUTING, now
             members = self.membership.ordered()
             lease = self.dispatch.attach(member, members)
             member.released = m.Released(
                 member.worker,
                 member.incarnation,
-                before,
+                member.settled,
                 member.clock,
                 entry.seq,
-                committed and not member.dropped,
+                not member.dropped,
                 lease,
                 member.pace(members),
             )

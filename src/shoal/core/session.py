@@ -79,7 +79,7 @@ class Session:
     unattached: set[int] = field(default_factory=set)  # those of them that have not answered yet
     attaching: Backoff = field(init=False)
     pace: float = 1.0  # its speed by the fastest worker's, as the coordinator said last
-    still: bool = False  # parameters do not change while it computes
+    still: bool = False  # parameters do not change while it computes, by the last that came
     seeds: bool = False  # it was told to push the initial parameters
     arrival: Arrival = field(default_factory=Arrival)
     couriers: list[Courier] = field(default_factory=list)  # by shard
@@ -462,7 +462,7 @@ class Session:
 
     def _parameters(self, parameters: m.Parameters, now: int) -> list[k.Effect]:
         effects: list[k.Effect] = []
-        if self.shard_of(parameters.server) in self.near and not self.still:
+        if self.shard_of(parameters.server) in self.near and not parameters.still:
             # Wanted or not, they are not read any more: the server need not wait.
             copied = m.Copied(self.worker, self.incarnation, parameters.version)
             effects.append(k.Send(server_name(parameters.server), copied))
@@ -473,6 +473,7 @@ class Session:
             self.arrival.expect(parameters.version)
             self.pulling.start(now)
             return effects + self._pull([self.shard_of(parameters.server)])
+        self.still = parameters.still
         self.arrival.take(parameters)
         self.pulling.start(now)
         return effects + self._settle()

@@ -21,7 +21,7 @@ from shoal.core.silence import Silence, blame
 from shoal.errors import ProtocolError
 from shoal.optim import phases
 from shoal.placement import owned
-from shoal.policy import from_spec
+from shoal.policy import Policy, from_spec
 from shoal.vocabulary import COORDINATOR, Contributor, TableSpec, Weighted, server_name, worker_name
 from shoal.wire import messages as m
 
@@ -162,6 +162,13 @@ class Shard:
         """Whether this contribution's fate is sealed: nothing of it is taken any more."""
         fenced = who.incarnation <= self.fenced.get(who.worker, -1)
         return fenced or (who.incarnation, who.clock) <= self.accounts.closed.get(who.worker, (-1, -1))
+
+    @property
+    def policy(self) -> Policy:
+        """In force at this version."""
+        assert self.spec is not None
+        switch = self.accounts.switch
+        return from_spec(self.spec.policy if switch is None else switch.policy)
 
     @property
     def fenced(self) -> dict[int, int]:
@@ -369,6 +376,8 @@ class Shard:
             known.updates,
             tuple(sorted(known.ages.counted.items())),
             known.ages.dropped,
+            known.switch,
+            known.switched,
         )
 
     # --- shared memory ------------------------------------------------------------------------
@@ -382,9 +391,10 @@ class Shard:
 
     def _publish(self, worker: int, incarnation: int, blocks: tuple[int, ...], base: int = 0) -> k.Publish:
         assert self.spec is not None
-        if self.near.get(worker) == incarnation and not from_spec(self.spec.policy).still:
+        still = self.policy.still
+        if self.near.get(worker) == incarnation and not still:
             self.readers[worker] = Reader(self.version)
-        return k.Publish(worker, incarnation, self.version, blocks, base)
+        return k.Publish(worker, incarnation, self.version, blocks, base, still)
 
     def _base(self, worker: int, incarnation: int) -> int:
         """The version that this worker was given last, by whichever server led then; 0: none. Whether it has all of
@@ -475,6 +485,9 @@ class Shard:
         assert self.progress is not None
         commit, factors, self.progress = self.progress.commit, self.progress.factors, None
         self.version = commit.seq
+        self.accounts.add(commit)
+        if commit.switch is not None:
+            self.given.clear()  # what was on its way when parameters began to change is no base for anything
         effects: list[k.Effect] = [
             self._publish(worker, incarnation, self.blocks, self._base(worker, incarnation))
             for worker, incarnation in commit.release
@@ -483,7 +496,6 @@ class Shard:
         self.given.update({worker: (incarnation, self.version) for worker, incarnation in commit.release})
         if commit.contributors:
             self.replica.applied()
-        self.accounts.add(commit)
         self.kept[commit.seq] = Kept(commit, factors)
         for seq in [seq for seq in self.kept if seq <= commit.stable]:
             del self.kept[seq]

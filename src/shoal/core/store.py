@@ -203,25 +203,27 @@ class Store:
         """Whose contributions hold memory here, complete or not."""
         return tuple(self._staging)
 
-    def changes(self, blocks: Sequence[int], base: int) -> tuple[tuple[int, ...], list[memoryview]]:
+    def changes(
+        self, blocks: Sequence[int], base: int, still: bool = False
+    ) -> tuple[tuple[int, ...], list[memoryview]]:
         """What Parameters.increments is to say of these blocks for who holds version `base`, and the payload: views as
         of parameters(). Not while a task runs."""
         since = [self.increments.since(block, base) for block in blocks]
-        whole = self.parameters([block for block, (count, _) in zip(blocks, since, strict=True) if count == WHOLE])
-        left = iter(whole)
+        wholes = [block for block, (count, _) in zip(blocks, since, strict=True) if count == WHOLE]
+        left = iter(self.parameters(wholes, still))
         parts = [[next(left)] if count == WHOLE else found for count, found in since]
         return tuple(count for count, _ in since), [part for found in parts for part in found]
 
-    def parameters(self, blocks: Sequence[int]) -> list[memoryview]:
+    def parameters(self, blocks: Sequence[int], still: bool = False) -> list[memoryview]:
         """The blocks at the current version in their wire dtype: a read-only (bytes,) uint8 view for each.
 
         They are encoded once per version, however many workers ask, and stay as they are while
-        anyone refers to them. Under a policy that keeps parameters still until every worker has them
-        (Policy.still), float32 masters are sent from where they lie: what is sent twice, or to a worker that
-        is fenced meanwhile, may change on its way, and is dropped there. Not while a task runs.
+        anyone refers to them. still: nothing changes them before every worker has them (Policy.still), so
+        float32 masters are sent from where they lie: what is sent twice, or to a worker that is fenced meanwhile,
+        may change on its way, and is dropped there. Not while a task runs.
         """
         table = self.table
-        if table.still and all(table.codecs[table.position[block]].item is np.float32 for block in blocks):
+        if still and all(table.codecs[table.position[block]].item is np.float32 for block in blocks):
             masters = (table.served(table.position[block]) for block in blocks)
             return [master.view(np.uint8).data.toreadonly() for master in masters]
         if self._published is None or self._published.generation != table.generation:

@@ -20,7 +20,6 @@ from shoal.optim.passes import fused
 from shoal.optim.registry import rule_for
 from shoal.optim.rule import Rule
 from shoal.placement import cut, owned
-from shoal.policy import from_spec
 from shoal.tables.dense import Dense
 from shoal.tables.layout import lay_out
 from shoal.tables.pool import Pool
@@ -74,7 +73,6 @@ class Table:
     published: tuple[Encoded | None, ...] = ()  # by position: what to encode the block into, unless it is float32
     runs: tuple[Run, ...] = ()  # all blocks, where memory is shared and all of them are float32
     elements: int = 0  # of all blocks
-    still: bool = False  # parameters change only when every worker has them
     generation: int = 0
     absent: set[int] = field(default_factory=set)  # positions of blocks that another server has yet to give
 
@@ -128,7 +126,6 @@ class Table:
             stamp=None if arena is None else np.frombuffer(arena.memory, np.int64, 1, shard * PAGE_BYTES),
             published=published,
             elements=sum(block.elements for block in blocks),
-            still=from_spec(spec.policy).still,
         )
         if table.stamp is not None:
             table.stamp[0] = 2  # 0 is said of parameters that do not lie there

@@ -52,7 +52,7 @@ class ServerNode(Node):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"store-{index}")
         self._writer = process.beside(f"snapshot-{index}")
         self._closed = False
-        self._published: tuple[tuple[int, tuple[int, ...], int], list[Frame]] | None = None  # and of what
+        self._published: tuple[tuple[int, tuple[int, ...], int, bool], list[Frame]] | None = None  # and of what
         self._lent: dict[str, Lending] = {}  # by backup on this host
 
     def machine(self) -> Shard:
@@ -238,23 +238,26 @@ class ServerNode(Node):
 
     def _publish(self, publish: k.Publish) -> None:
         """Send blocks at the current version, in frames of the usual size; on this host, word of where they lie."""
+        still = publish.still
         if self._shard.near.get(publish.worker) == publish.incarnation:
             who = (self._shard.index, publish.worker, publish.incarnation, publish.version)
-            self.send(worker_name(publish.worker), m.Parameters(*who, publish.blocks, self._store.stamp))
+            self.send(worker_name(publish.worker), m.Parameters(*who, publish.blocks, self._store.stamp, still=still))
             return
-        key = (publish.version, publish.blocks, publish.base)
+        key = (publish.version, publish.blocks, publish.base, still)
         if self._published is None or self._published[0] != key:
             self._published = (key, self._frames(*key))
         who = (self._shard.index, publish.worker, publish.incarnation, publish.version)
         for blocks, base, increments, buffers in self._published[1]:
-            self.send(worker_name(publish.worker), m.Parameters(*who, blocks, 0, base, increments), buffers)
+            self.send(worker_name(publish.worker), m.Parameters(*who, blocks, 0, base, increments, still), buffers)
 
-    def _frames(self, version: int, blocks: tuple[int, ...], base: int) -> list[Frame]:
+    def _frames(self, version: int, blocks: tuple[int, ...], base: int, still: bool) -> list[Frame]:
         """Blocks at this version, which is the current one, or what has changed in them."""
         assert self._shard.spec is not None
         frames: list[Frame] = []
         for some in _frames(self._shard.spec, blocks, self.job.limits.frame_bytes_target):
-            increments, buffers = self._store.changes(some, base) if base else ((), self._store.parameters(some))
+            increments, buffers = (
+                self._store.changes(some, base, still) if base else ((), self._store.parameters(some, still))
+            )
             plain = all(count == WHOLE for count in increments)
             frames.append((some, 0, (), buffers) if plain else (some, base, increments, buffers))
         return frames

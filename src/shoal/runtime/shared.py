@@ -60,7 +60,14 @@ class SharedMemory:
             os.close(again)
             raise
         self.region.place(again, page)
-        self._stamps[shard] = np.frombuffer(self.region.memory, np.int64, 1, page.start)
+        self._stamps[shard] = self._stamp_of(shard)
+
+    def part(self) -> None:
+        """Who computes in the servers' memory keeps it as it is now, at the same place, and what servers change from
+        here on is looked at in another. Only while nobody computes."""
+        region, self.region = self.region, self.region.again()
+        region.detach()
+        self._stamps = {shard: self._stamp_of(shard) for shard in self._stamps}
 
     def attached(self, server: int) -> bool:
         """Whether this server's blocks are read and written here."""
@@ -69,6 +76,9 @@ class SharedMemory:
     def stamp(self, shard: int) -> int:
         """Odd while the shard's parameters change; grows with every change."""
         return int(self._stamps[shard][0])
+
+    def _stamp_of(self, shard: int) -> npt.NDArray[np.int64]:
+        return np.frombuffer(self.region.memory, np.int64, 1, shard * PAGE_BYTES)
 
     def gradient(self, tensor: int) -> Bytes:
         """Where this tensor's gradient is to lie: (bytes,), writable."""

@@ -11,6 +11,7 @@ from typing import TypeVar
 from shoal.config import PROTOCOL, Limits, Tls
 from shoal.errors import ConfigurationError, DeadlineError, JobError, ProtocolError, RefusedError
 from shoal.transport import tls as transport_tls
+from shoal.vocabulary import PolicySpec
 from shoal.wire import fleet
 from shoal.wire import messages as m
 from shoal.wire.framing import Decoder, encode
@@ -40,6 +41,15 @@ def drain(address: str, job: str, token: str, what: str, deadline_ms: int, tls: 
     return _asked("the coordinator", address, hello, m.Drain(what), m.Draining, deadline_ms, tls)
 
 
+def set_policy(
+    address: str, job: str, token: str, policy: PolicySpec, deadline_ms: int, tls: Tls | None = None
+) -> m.PolicySet:
+    """Have this policy take the place of the one in force, at once or once workers have come to rest; ask again to see
+    how far that is. Raises as `status` does."""
+    hello = m.Hello(PROTOCOL, job, token, "")
+    return _asked("the coordinator", address, hello, m.SetPolicy(policy), m.PolicySet, deadline_ms, tls)
+
+
 def places(address: str, token: str, deadline_ms: int, tls: Tls | None = None) -> fleet.Places:
     """The Places of the fleet's member at `address`, for who has the fleet's token. Raises as `status` does."""
     hello = m.Hello(PROTOCOL, fleet.FLEET, token, "")
@@ -61,7 +71,7 @@ def _asked(
             connection.sendall(encode(request))
             return replies.next(expected)
     except TimeoutError:
-        raise DeadlineError(f"{who} at {address} did not answer for its status in {deadline_ms} ms") from None
+        raise DeadlineError(f"{who} at {address} did not answer in {deadline_ms} ms") from None
     except ssl.SSLError as error:
         raise RefusedError(f"{who} at {address}: {transport_tls.reason(error)}") from None
     except OSError as error:

@@ -245,10 +245,14 @@ class WorkerNode(Node):
         every = cut(self.session.spec)
         shard = self.session.shard_of(message.server)
         shared.look_at(shard)
+        if not message.still and any(self._in_place):
+            # The servers change them from here on while this worker computes; the training thread waits now.
+            shared.part()
+            self._in_place = [False] * len(self._in_place)
         for block in message.blocks:
             if not self._in_place[every[block].tensor]:
                 self._slice(self.parameters, block)[:] = shared.parameter_block(block)
-        if self.session.still or shared.stamp(shard) == message.stamp:
+        if message.still or shared.stamp(shard) == message.stamp:
             return message
         # Torn: a stamp that is odd, or has grown.
         return m.Moved(message.server, message.worker, message.incarnation, message.version, message.version + 1)

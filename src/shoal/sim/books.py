@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from shoal.vocabulary import Lease, TableSpec
+from shoal.vocabulary import Lease, PolicySpec, Switch, TableSpec
 from shoal.wire import messages as m
 
 Sample = tuple[int, int]  # data epoch, position
@@ -34,6 +34,8 @@ class Books:
     """Members by worker, leases by identity, samples by epoch and position."""
 
     spec: TableSpec
+    policy: PolicySpec = field(init=False)  # in force
+    level: int = 0  # the clock at which all went on when it changed last
     seats: dict[int, Seat] = field(default_factory=dict)
     leases: dict[int, tuple[Who, Lease]] = field(default_factory=dict)  # granted, not committed or taken back
     granted: dict[int, tuple[Who, Lease]] = field(default_factory=dict)  # all that ever were
@@ -44,6 +46,9 @@ class Books:
     log_used: dict[Who, int] = field(default_factory=dict)  # clock of the last contribution combined by then
     resumes: dict[Who, m.Resume] = field(default_factory=dict)
     least: dict[tuple[int, int, int], int] = field(default_factory=dict)  # worker, incarnation, clock -> version
+
+    def __post_init__(self) -> None:
+        self.policy = self.spec.policy
 
     def told(self, message: m.Message) -> None:
         """The coordinator receives this."""
@@ -93,6 +98,9 @@ class Books:
         """The coordinator is gone: only the log is left, until the workers say what they hold."""
         version = len(log)
         self.log_closes = {(worker, incarnation): clock for entry in log for worker, incarnation, clock in entry.closes}
+        self.policy, self.level = self.spec.policy, 0
+        for switch in [entry.switch for entry in log if entry.switch is not None]:
+            self._switch(switch)
         used = (item.contributor for entry in log for item in entry.contributors)
         self.log_used = {(who.worker, who.incarnation): who.clock for who in used}
         self.seats, self.leases = {}, {}
@@ -111,8 +119,10 @@ class Books:
         seat.ended, seat.released, seat.waits = resume.ended, resume.clock, resume.waiting
         if resume.dataset is not None:
             seat.asked = m.LeaseRequest(*who, resume.data_epoch, resume.number, resume.dataset)
-        open_clock = max([1, *(clock + 1 for clock in self.log_closes.values())])
-        lockstep = self.spec.policy.kind == "sync"
+        open_clock = max([1, self.level, *(clock + 1 for clock in self.log_closes.values())])
+        if closed >= resume.clock:
+            seat.clock = max(seat.clock, self.level)
+        lockstep = self.policy.kind == "sync"
         late = lockstep and not resume.waiting and resume.clock < open_clock  # what was settled with it is counted
         late = late or (not resume.void and resume.clock <= closed and self.log_used.get(who) != closed)  # dropped
         for lease in resume.leases:
@@ -158,7 +168,9 @@ class Books:
             if seat is not None and seat.incarnation <= incarnation:
                 del self.seats[worker]
             self._take_back((worker, incarnation))
-        if commit.kind == "update" and self.spec.policy.kind == "sync":
+        if commit.switch is not None:
+            self._switch(commit.switch)
+        if commit.kind == "update" and self.policy.kind == "sync":
             closed = {worker for worker, _, _ in commit.closes}
             for seat in self.busy():
                 if seat.worker not in closed:  # too late: someone else does its samples
@@ -172,6 +184,12 @@ class Books:
             for identity, (who, lease) in self.leases.items()
             if not settled.intersection(lease_samples(lease))
         }
+
+    def _switch(self, switch: Switch) -> None:
+        """Another policy is in force; whoever is at rest goes on at one clock."""
+        self.policy, self.level = switch.policy, switch.clock
+        for seat in self.busy():
+            seat.clock = max(seat.clock, switch.clock)
 
     def _give_up(self, who: Who, epoch: int) -> None:
         """Who asks for samples of a later data epoch gives back what it holds of this one."""

@@ -17,7 +17,7 @@ from shoal.wire import messages as m
 
 FIGURES = (
     "events", "commits", "crashes", "frozen", "fenced", "lost", "duplicated", "ghosts", "forged", "breaks", "falls",
-    "losses", "drains", "outages", "oustings", "deposed", "silent", "stopped",
+    "losses", "drains", "changes", "outages", "oustings", "deposed", "silent", "stopped",
 )  # fmt: skip
 
 
@@ -67,6 +67,7 @@ def _figures(worlds: list[World]) -> Counter[str]:
             falls=figures.falls,
             losses=figures.losses,
             drains=figures.drains,
+            changes=figures.changes,
             outages=figures.outages,
             oustings=figures.oustings,
             deposed=figures.deposed,

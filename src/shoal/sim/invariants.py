@@ -120,9 +120,9 @@ def acknowledged_dropped(trace: t.Trace, fact: t.Fact) -> Complaint:
         case t.Saw(finished=Contributor() as who, committed=False):
             if who in trace.committed:
                 return f"{who} was told that it came too late, but is in commit {trace.committed[who]}"
-            policy = trace.spec.policy
-            if policy.quorum >= 1.0 and policy.age_max == NO_AGE_MAX:
-                return f"{who} was told that it came too late, but {policy} leaves nobody behind"
+            policies = trace.policies_until(who)
+            if all(policy.quorum >= 1.0 and policy.age_max == NO_AGE_MAX for policy in policies):
+                return f"{who} was told that it came too late, but {policies} leave nobody behind"
     return None
 
 
@@ -329,6 +329,7 @@ INVARIANTS: tuple[tuple[str, Invariant, tuple[type[object], ...]], ...] = (
     ("Quorum", rules.only_ready, (t.Said,)),
     ("Quorum", rules.enough_workers, (t.Said,)),
     ("Quorum", rules.fair_weights, (t.Said,)),
+    ("Regime", rules.all_at_rest, (t.Said,)),
     ("Aged", rules.right_ages, (t.Said,)),
     ("Aged", rules.none_too_old, (t.Said,)),
     ("Aged", rules.all_ages_kept, (t.Ended,)),

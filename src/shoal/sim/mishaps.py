@@ -10,7 +10,7 @@ from shoal.core import machine as k
 from shoal.core.coordinator import RUNNING
 from shoal.sim import trace as t
 from shoal.sim.frozen import FOR_GOOD, PATIENCE_MS
-from shoal.sim.scenario import Crash, Cut, Drain, Fall, Freeze, Loss
+from shoal.sim.scenario import Change, Crash, Cut, Drain, Fall, Freeze, Loss
 from shoal.vocabulary import COORDINATOR, Weighted, node_number, server_name
 from shoal.wire import messages as m
 
@@ -44,6 +44,8 @@ class Mishaps:
             self._world.at(fall.at_ms, partial(self._fall, fall))
         for drain in scenario.drains:
             self._world.at(drain.at_ms, partial(self._drain, drain))
+        for change in scenario.changes:
+            self._world.at(change.at_ms, partial(self._change, change))
         for loss in scenario.losses:
             self._world.at(loss.at_ms, partial(self._lose, loss))
         for outage in scenario.outages:
@@ -99,6 +101,16 @@ class Mishaps:
             asked = m.Drain(server_name(placed[drain.position % len(placed)]))
             world.step_coordinator(k.Received("visitor/1", asked))
             world.servers.start(within_ms=50)
+
+    def _change(self, change: Change) -> None:
+        """Somebody sets another policy, and asks twice now and then."""
+        world = self._world
+        if world.headless or world.frozen.leaderless or world.coordinator.phase != RUNNING:
+            return
+        world.figures.changes += 1
+        world.line("visitor/1", COORDINATOR, m.SetPolicy(change.policy))
+        for _ in range(self._rng.choice([1, 2])):
+            world.step_coordinator(k.Received("visitor/1", m.SetPolicy(change.policy)))
 
     def _fall(self, fall: Fall) -> None:
         """The coordinator is killed; everybody loses it, and finds the one that takes its place."""

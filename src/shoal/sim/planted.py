@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from shoal.core.coordinator import Coordinator
 from shoal.core.session import Session
 from shoal.sim import planted_coordinators as coordinators
+from shoal.sim import planted_regimes as regimes
 from shoal.sim import planted_registries as registries
 from shoal.sim import planted_replicas as replicas
 from shoal.sim import planted_samples as samples
@@ -42,7 +43,7 @@ PLANTS = (
     Plant("a shard applies what was foreseen", "Atomic", Machines(shard=shards.TrustsForesight), seed=39),
     Plant("a shard uses the sum of another clock", "Ordered", Machines(shard=shards.CombinesAhead), seed=88),
     Plant("a shard serves any version", "Ordered", Machines(shard=shards.ServesAnyVersion), seed=3),
-    Plant("a shard acknowledges what is not staged", "Atomic", Machines(shard=shards.AcknowledgesUnstaged), seed=10),
+    Plant("a shard acknowledges what is not staged", "Atomic", Machines(shard=shards.AcknowledgesUnstaged), seed=96),
     Plant(
         "a shard says that a contribution is complete too soon",
         "Atomic",
@@ -75,17 +76,24 @@ PLANTS = (
     Plant("a shard forgets how old contributions were", "Aged", Machines(shard=shards.ForgetsAges)),
     Plant("a contribution is taken that is too old", "Aged", Machines(coordinator=coordinators.TakesTooOld)),
     Plant("a worker is not told what was dropped", "Exactly once", Machines(coordinator=coordinators.DropsQuietly)),
+    Plant("a policy takes over at once", "Regime", regimes.with_regime(regimes.TakesOverAtOnce)),
+    Plant("a new coordinator forgets the policy", "Aged", regimes.with_regime(regimes.ForgetsTheRegime), seed=20),
+    Plant(
+        "workers go on at clocks of their own", "Exactly once", regimes.with_regime(regimes.LeavesClocksApart), seed=255
+    ),
+    Plant("who waits for samples gets nothing new", "Still", regimes.with_regime(regimes.LeavesOutTheIdle), seed=180),
+    Plant("a shard does not hear of another policy", "Still", Machines(shard=regimes.KeepsThePolicy), seed=60),
     Plant("the quorum is counted wrong", "Quorum", Machines(coordinator=coordinators.SmallQuorum), seed=3),
     Plant(
         "a repeated Ready is committed again", "Exactly once", Machines(coordinator=coordinators.CommitsTwice), seed=3
     ),
     Plant("the word of the dead counts", "Fenced", Machines(coordinator=coordinators.TrustsTheDead), seed=1084),
-    Plant("a shard keeps what an older coordinator left", "Atomic", Machines(shard=shards.KeepsOldEntries), seed=12543),
+    Plant("a shard keeps what an older coordinator left", "Atomic", Machines(shard=shards.KeepsOldEntries), seed=12727),
     Plant(
         "a shard does not tell factors to a new coordinator",
         "Progress",
         Machines(shard=shards.ForgetsFactors),
-        seed=122,
+        seed=143,
     ),
     Plant(
         "a shard forgets which samples are accounted for",
@@ -97,7 +105,7 @@ PLANTS = (
         "a worker trusts the word of a coordinator that fell",
         "Exactly once",
         Machines(session=sessions.TrustsTheFallen),
-        seed=108,
+        seed=150,
     ),
     Plant(
         "a new coordinator does not wait for the workers",
@@ -109,7 +117,7 @@ PLANTS = (
         "a new coordinator drops half-spread entries",
         "Atomic",
         Machines(coordinator=coordinators.DropsWhatFewHave),
-        seed=3,
+        seed=22,
     ),
     Plant("a worker waits for a silent coordinator", "Progress", Machines(session=sessions.WaitsForEver), seed=234),
     Plant("a server waits for a silent coordinator", "Progress", Machines(shard=shards.ServesForEver), seed=234),
@@ -160,12 +168,12 @@ PLANTS = (
         "a proposal begins before the last one is applied",
         "Ordered",
         replicas.with_part(replicas.ProposesTooSoon),
-        seed=480,
+        seed=65,
     ),
     Plant(
         "a proposal outlives its contributor", "Progress", Machines(coordinator=replicas.ProposesForTheDead), seed=123
     ),
-    Plant("a proposal outlives a server", "Progress", replicas.with_part(replicas.WaitsForTheLost), seed=191),
+    Plant("a proposal outlives a server", "Progress", replicas.with_part(replicas.WaitsForTheLost), seed=216),
     Plant(
         "an update is committed that is not wanted any more",
         "Quorum",
@@ -176,11 +184,13 @@ PLANTS = (
         "a new server takes in blocks of any version",
         "Ordered",
         replicas.with_replica(replicas.TakesAnyVersion),
-        seed=241,
+        seed=491,
     ),
-    Plant("a new server is told of the log once", "Progress", replicas.with_replica(replicas.TellsOnce), seed=123),
-    Plant("a new server is left out of a proposal", "Replicated", replicas.with_part(replicas.LeavesOutTheNew), seed=4),
-    Plant("a server leads that is not whole", "Ordered", replicas.with_replica(replicas.WholeTooSoon), seed=52),
+    Plant("a new server is told of the log once", "Progress", replicas.with_replica(replicas.TellsOnce), seed=381),
+    Plant(
+        "a new server is left out of a proposal", "Replicated", replicas.with_part(replicas.LeavesOutTheNew), seed=33
+    ),
+    Plant("a server leads that is not whole", "Ordered", replicas.with_replica(replicas.WholeTooSoon), seed=241),
     Plant("a shard is given up with its primary", "Progress", replicas.with_part(replicas.GivesUp)),
     Plant("a new coordinator follows an old view", "Progress", replicas.with_part(replicas.FollowsTheOldest), seed=487),
     Plant("nobody is reminded of a placement", "Progress", replicas.with_part(replicas.NeverReminds), seed=315),
@@ -193,15 +203,15 @@ PLANTS = (
         seed=776,
     ),
     Plant("increments are added to anything", "Ordered", Machines(session=sessions.AddsToAnything)),
-    Plant("a registry gives an epoch twice", "One leader", Machines(registry=registries.RepeatsEpochs), seed=5),
+    Plant("a registry gives an epoch twice", "One leader", Machines(registry=registries.RepeatsEpochs), seed=10),
     Plant(
         "a registry takes what a former leader writes",
         "One leader",
         Machines(registry=registries.TakesFromAnyone),
-        seed=132,
+        seed=173,
     ),
     Plant(
-        "a coordinator goes on after its lease is lost", "One leader", Machines(coordinator=registries.GoesOn), seed=5
+        "a coordinator goes on after its lease is lost", "One leader", Machines(coordinator=registries.GoesOn), seed=10
     ),
     Plant(
         "a coordinator that was stopped does not look at its lease first",

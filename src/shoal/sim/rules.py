@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+from shoal.policy import from_spec, rests
 from shoal.sim import trace as t
 from shoal.sim.books import lease_samples, samples
-from shoal.vocabulary import NO_AGE_MAX, Contributor, Lease
+from shoal.vocabulary import NO_AGE_MAX, Contributor, Lease, Switch
 from shoal.wire import messages as m
 
 Complaint = str | None
@@ -29,7 +30,7 @@ def only_ready(trace: t.Trace, fact: t.Fact) -> Complaint:
 
 def enough_workers(trace: t.Trace, fact: t.Fact) -> Complaint:
     """Sync settles one clock at a time, with the quorum of the members that work on it."""
-    policy = trace.spec.policy
+    policy = trace.books.policy
     match fact:
         case t.Said(message=m.Commit(seq=seq, kind="update") as commit) if seq > len(trace.log):
             if not commit.closes:
@@ -55,7 +56,7 @@ def fair_weights(trace: t.Trace, fact: t.Fact) -> Complaint:
             total = sum(ready.samples for ready in readies)
             for item, ready in zip(commit.contributors, readies, strict=True):
                 share = 1.0 if trace.spec.reduction == "sum" else ready.samples / total
-                if trace.spec.policy.weight == "inverse":
+                if trace.books.policy.weight == "inverse":
                     share /= 1 + _age(trace, item.contributor, seq)
                 if not math.isclose(item.weight, share * ready.multiplier):
                     return f"commit {seq} weighs {item.contributor} by {item.weight}, not {share * ready.multiplier}"
@@ -71,6 +72,23 @@ def fair_weights(trace: t.Trace, fact: t.Fact) -> Complaint:
             } - {item.contributor for item in commit.contributors}
             if missing:
                 return f"commit {seq} settles {missing} without combining it"
+    return None
+
+
+# --- Regime: a policy takes over when nobody works under the one before -------------------------------
+
+
+def all_at_rest(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """Where clocks or memory change their meaning, no contribution of the old policy is under way any more."""
+    match fact:
+        case t.Said(message=m.Commit(seq=seq, switch=Switch(policy=policy))) if seq > len(trace.log):
+            before = from_spec(trace.books.policy)
+            if not rests(before, from_spec(policy)):
+                return None
+            ready = {(who.worker, who.incarnation, who.clock) for who in trace.ready} if before.lockstep else set()
+            for seat in trace.books.busy():
+                if seat.released >= seat.clock and (seat.worker, seat.incarnation, seat.clock) not in ready:
+                    return f"{policy} takes over with commit {seq} while worker {seat.worker} works on {seat.clock}"
     return None
 
 
@@ -91,7 +109,7 @@ def none_too_old(trace: t.Trace, fact: t.Fact) -> Complaint:
     """A contribution above the bound is not combined, and no other one is dropped for its age."""
     match fact:
         case t.Said(message=m.Commit(seq=seq) as commit) if seq > len(trace.log) and commit.kind != "seed":
-            policy = trace.spec.policy
+            policy = trace.books.policy
             bound = math.inf if policy.age_max == NO_AGE_MAX else policy.age_max
             for item in commit.contributors:
                 if _age(trace, item.contributor, seq) > bound:
@@ -122,16 +140,16 @@ def all_ages_kept(trace: t.Trace, fact: t.Fact) -> Complaint:
 def within_bound(trace: t.Trace, fact: t.Fact) -> Complaint:
     """A worker starts clock c only with every contribution of busy members for clocks before c - staleness."""
     match fact:
-        case t.Said(message=m.Released() as released) if trace.spec.policy.kind == "bounded":
+        case t.Said(message=m.Released() as released) if trace.books.policy.kind == "bounded":
             seat = trace.books.seats.get(released.worker)
             if seat is not None and seat.incarnation == released.incarnation and seat.released >= released.next_clock:
                 return None  # a repetition
-            bound = released.next_clock - trace.spec.policy.staleness
+            bound = released.next_clock - trace.books.policy.staleness
             for other in trace.books.busy():
                 if other.worker != released.worker and other.clock < bound:
                     return (
                         f"worker {released.worker} goes on to clock {released.next_clock} while worker {other.worker} "
-                        f"is at clock {other.clock}: the bound is {trace.spec.policy.staleness}"
+                        f"is at clock {other.clock}: the bound is {trace.books.policy.staleness}"
                     )
     return None
 

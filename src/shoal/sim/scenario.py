@@ -79,6 +79,14 @@ class Drain:
 
 
 @dataclass(frozen=True)
+class Change:
+    """Somebody sets another policy while the job runs."""
+
+    at_ms: int
+    policy: PolicySpec
+
+
+@dataclass(frozen=True)
 class Cut:
     """No message passes between two nodes for a while; breaks: their connection breaks, too."""
 
@@ -154,6 +162,7 @@ class Scenario:
     falls: tuple[Fall, ...]
     losses: tuple[Loss, ...]
     drains: tuple[Drain, ...]
+    changes: tuple[Change, ...]
     registered: bool  # a registry says who leads, and coordinators stand by
     outages: tuple[Outage, ...]
     oustings: tuple[Ousting, ...]
@@ -217,6 +226,7 @@ def draw(seed: int) -> Scenario:
         falls=() if links is CALM else _falls(Random(f"falls of {seed}")),
         losses=_losses(Random(f"losses of {seed}")) if replicas > 1 and not paired else (),
         drains=_drains(Random(f"drains of {seed}")) if replicas > 1 else (),
+        changes=() if paired else _changes(Random(f"policies of {seed}")),
         registered=registered,
         outages=_outages(Random(f"outages of {seed}")) if troubled else (),
         oustings=_oustings(Random(f"oustings of {seed}")) if troubled else (),
@@ -335,6 +345,18 @@ def _losses(rng: Random) -> tuple[Loss, ...]:
 
 def _drains(rng: Random) -> tuple[Drain, ...]:
     return tuple(Drain(rng.randint(100, 1500), rng.randrange(12)) for _ in range(rng.choice([0, 0, 0, 1, 2])))
+
+
+def _changes(rng: Random) -> tuple[Change, ...]:
+    """Each with a chance to be asked for at about the same time as another one, or as the same again."""
+    policies = [
+        PolicySpec("sync"),
+        PolicySpec("sync", quorum=0.5),
+        _aged(rng, PolicySpec("bounded", staleness=rng.choice([0, 1, 2]))),
+        _aged(rng, PolicySpec("async")),
+    ]
+    count = rng.choice([0, 0, 0, 0, 1, 1, 2, 4])
+    return tuple(Change(rng.randint(100, 1800), rng.choice(policies)) for _ in range(count))
 
 
 def _outages(rng: Random) -> tuple[Outage, ...]:

@@ -200,7 +200,7 @@ class Servers:
                 payload[block] = self._since(server, base, block) if base else states[block]
             parts = payload.values()
             increments = tuple(WHOLE if isinstance(part, int) else int(part[0] != part[1]) for part in parts)
-            message = m.Parameters(*facts, base, increments if base else ())
+            message = m.Parameters(*facts, base, increments if base else (), effect.still)
             self.world.send(server.name, worker_name(effect.worker), message, payload)
 
     def _since(self, server: Server, base: int, block: int) -> int | tuple[int, int]:

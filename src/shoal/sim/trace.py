@@ -14,7 +14,7 @@ from shoal.core import machine as k
 from shoal.optim import phases
 from shoal.placement import cut, owned
 from shoal.sim.books import Books
-from shoal.vocabulary import Contributor, TableSpec, Weighted
+from shoal.vocabulary import Contributor, PolicySpec, TableSpec, Weighted
 from shoal.wire import messages as m
 
 Tag = tuple[int, int, int, int]  # worker, nonce of its life, number of the computation, block
@@ -381,6 +381,16 @@ class Trace:
         if ready is not None and not lacking:
             self.books.told(ready)
             self.ready.setdefault(ready.contributor, ready)
+
+    def policies_until(self, who: Contributor) -> list[PolicySpec]:
+        """Under which this contribution may have been dropped: the one in force when it was, or, where samples of its
+        were taken back before, all that were until then."""
+        policies = [self.spec.policy]
+        for entry in self.log:
+            if (who.worker, who.incarnation, who.clock) in entry.closes:
+                return policies[-1:] if entry.kind == "cut" else policies
+            policies += [] if entry.switch is None else [entry.switch.policy]
+        return policies
 
     def age(self, worker: int, incarnation: int, clock: int, seq: int) -> int:
         """How many updates lie between what was computed on and the entry `seq`."""

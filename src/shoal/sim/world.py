@@ -68,6 +68,7 @@ class Figures:
     falls: int = 0
     losses: int = 0
     drains: int = 0
+    changes: int = 0  # of policy that somebody asked for
     breaks: int = 0
     outages: int = 0
     oustings: int = 0
@@ -450,7 +451,7 @@ class World:
             life.mapped[life.session.shard_of(message.server)] = message.server
         if not message.stamp:
             life.land(payload)
-        elif not life.reads_in_place:
+        elif not message.still:
             if store.stamp != message.stamp:
                 who = (message.server, message.worker, message.incarnation)
                 return m.Moved(*who, message.version, message.version + 1)

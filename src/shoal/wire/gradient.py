@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shoal.vocabulary import Contributor, Lease, Weighted
+from shoal.vocabulary import Contributor, Lease, Switch, Weighted
 from shoal.wire.message import Message
 
 
@@ -85,6 +85,7 @@ class Commit(Message, frozen=True, array_like=True, tag=True):
     stable: every shard has applied the entries up to this one; those after it are kept for a new coordinator.
     since: the last entry that the coordinator of this epoch took over; what an older one sent after it is void.
     release: workers to push the parameters of this version to.
+    switch: another policy is in force from here on.
     """
 
     epoch: int
@@ -100,6 +101,7 @@ class Commit(Message, frozen=True, array_like=True, tag=True):
     stable: int = 0
     since: int = 0
     ages: tuple[int, ...] = ()
+    switch: Switch | None = None
 
 
 class Norms(Message, frozen=True, array_like=True, tag=True):
@@ -161,6 +163,7 @@ class Parameters(Message, frozen=True, array_like=True, tag=True):
     Near (stamp above 0) there is no payload: they lie in the server's arena, which bears this stamp as long as they do.
     base above 0: only what has changed since that version comes. increments says by block how many increments of
     its pull codec do, one after the other; 0: it is as it was; WHOLE: the block does.
+    still: they do not change before the worker's next contribution; it may compute on them in the arena.
     """
 
     server: int
@@ -171,6 +174,7 @@ class Parameters(Message, frozen=True, array_like=True, tag=True):
     stamp: int = 0
     base: int = 0
     increments: tuple[int, ...] = ()
+    still: bool = False
 
     @property
     def parts(self) -> tuple[tuple[int, int], ...]:

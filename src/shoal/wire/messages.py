@@ -28,6 +28,7 @@ Who sends what to whom, in the order of a job's life:
     worker   -> coordinator  Leave               answered by  Left
     any      -> coordinator  Heartbeat           answered by  Alive (members only)
     any      -> coordinator  Report;  StatusRequest answered by Status;  Drain answered by Draining
+    any      -> coordinator  SetPolicy           answered by  PolicySet, at once
     coord.   -> server       Recover             answered by  Recovered            (a new one takes over)
     coord.   -> worker       Introduce           answered by  Resume
     worker   -> coordinator  Resume              answered by  Resumed | Fenced
@@ -41,7 +42,7 @@ from __future__ import annotations
 
 import msgspec
 
-from shoal.vocabulary import Block, Dataset, Lease
+from shoal.vocabulary import Block, Dataset, Lease, PolicySpec
 from shoal.wire import fleet
 from shoal.wire.forming import (
     Accepted,
@@ -209,6 +210,23 @@ class StatusRequest(Message, frozen=True, array_like=True, tag=True):
     pass
 
 
+class SetPolicy(Message, frozen=True, array_like=True, tag=True):
+    """Have this policy take the place of the one in force."""
+
+    policy: PolicySpec
+
+
+class PolicySet(Message, frozen=True, array_like=True, tag=True):
+    """Answers SetPolicy: policy is in force since the entry `since` (0: from the beginning); wanted: the one that takes
+    over once workers have come to rest. warning: of what is known to harm; error: why nothing comes of the request."""
+
+    policy: PolicySpec | None
+    since: int = 0
+    wanted: PolicySpec | None = None
+    warning: str = ""
+    error: str = ""
+
+
 class MemberStatus(msgspec.Struct, frozen=True, array_like=True):
     """One member of a job. received and sent are bytes; staleness (workers only) counts the commits
     that changed parameters since the version the worker computes on."""
@@ -255,15 +273,15 @@ Any = (
     | Applied | Released | Waiting | Parameters | Copied | Pull | Moved | Refresh | LeaseRequest | Granted
     | SnapshotRequest | Recall | Recalled | Saved | SnapshotDone | Leave | Left | Fenced | Stop | Heartbeat | Alive
     | Report | StatusRequest | Status | Recover | Recovered | Introduce | Resume | Resumed | Placed | Prepare | Forward
-    | Share | Held | Fill | Filled | Whole | Drain | Draining | fleet.Any
+    | Share | Held | Fill | Filled | Whole | Drain | Draining | SetPolicy | PolicySet | fleet.Any
 )  # fmt: skip
 
 __all__ = [
     "Accepted", "Alive", "Any", "Applied", "Attach", "Attached", "Await", "Block", "Commit", "Complete", "Copied",
     "Create", "Created", "Declare", "Declared", "Drain", "Draining", "Factors", "Fenced", "Fill", "Filled",
     "Foresee", "Forward", "Granted", "Heartbeat", "Held", "Hello", "Introduce", "Join", "LeaseRequest", "Leave",
-    "Left", "MemberStatus", "Message", "Moved", "Norms", "Offer", "Parameters", "Placed", "Prepare", "Pull",
-    "Ready", "Recall", "Recalled", "Recover", "Recovered", "Refresh", "Refused", "Register", "Registered",
-    "Released", "Report", "Resume", "Resumed", "Saved", "Share", "SnapshotDone", "SnapshotRequest", "Stage", "Staged",
-    "Status", "StatusRequest", "Stop", "Waiting", "Welcome", "Whole",
+    "Left", "MemberStatus", "Message", "Moved", "Norms", "Offer", "Parameters", "Placed", "PolicySet", "Prepare",
+    "Pull", "Ready", "Recall", "Recalled", "Recover", "Recovered", "Refresh", "Refused", "Register", "Registered",
+    "Released", "Report", "Resume", "Resumed", "Saved", "SetPolicy", "Share", "SnapshotDone", "SnapshotRequest",
+    "Stage", "Staged", "Status", "StatusRequest", "Stop", "Waiting", "Welcome", "Whole",
 ]  # fmt: skip

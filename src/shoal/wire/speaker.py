@@ -81,7 +81,7 @@ def _rank(message: m.Join) -> str:
 _SPEAKERS: dict[type[m.Message], Callable[..., str]] = {
     **dict.fromkeys(get_args(fleet.Any), _anyone),  # the nodes of a job ignore it; a fleet's own know who may say it
     # A heartbeat may be on its way while a worker that asked for any rank takes the name it got.
-    **dict.fromkeys((m.Hello, m.Accepted, m.Refused, m.StatusRequest, m.Heartbeat, m.Drain), _anyone),
+    **dict.fromkeys((m.Hello, m.Accepted, m.Refused, m.StatusRequest, m.Heartbeat, m.Drain, m.SetPolicy), _anyone),
     **dict.fromkeys(
         (
             m.Register, m.Attached, m.Staged, m.Complete, m.Parameters, m.Moved, m.Created, m.Applied, m.Norms,
@@ -103,7 +103,7 @@ _SPEAKERS: dict[type[m.Message], Callable[..., str]] = {
         (
             m.Registered, m.Welcome, m.Create, m.Declared, m.Await, m.Foresee, m.Commit, m.Factors, m.Released,
             m.Waiting, m.Granted, m.SnapshotDone, m.Left, m.Fenced, m.Stop, m.Alive, m.Status,
-            m.Recover, m.Introduce, m.Resumed, m.Placed, m.Prepare, m.Draining, m.Recall,
+            m.Recover, m.Introduce, m.Resumed, m.Placed, m.Prepare, m.Draining, m.Recall, m.PolicySet,
         ),
         _coordinator,
     ),

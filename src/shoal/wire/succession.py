@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shoal.vocabulary import Dataset, Lease, TableSpec
+from shoal.vocabulary import Dataset, Lease, Switch, TableSpec
 from shoal.wire.gradient import Commit
 from shoal.wire.message import Message
 from shoal.wire.replica import Placed
@@ -38,6 +38,8 @@ class Recovered(Message, frozen=True, array_like=True, tag=True):
     updates: tuple[int, ...] = ()
     ages: tuple[tuple[int, int], ...] = ()
     dropped: int = 0  # contributions settled without their gradient
+    switch: Switch | None = None  # the last one, and the entry that brought it
+    switched: int = 0
 
 
 class Introduce(Message, frozen=True, array_like=True, tag=True):
