@@ -20,9 +20,13 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "adamw": (AdamW(lr=0.1, weight_decay=0.1, clip_norm=2.0), AdamW(lr=0.1, weight_decay=0.0, clip_norm=2.0)),
     "lamb": (LAMB(lr=0.1, weight_decay=0.1, clip_norm=1.0),),
     "adamw of packed gradients": (AdamW(lr=0.1, clip_norm=2.0),),
+    "adamw of a part of the gradients": (AdamW(lr=0.1, clip_norm=2.0),),
     "adamw, changes packed": (AdamW(lr=0.1, clip_norm=2.0),),
 }
-PUSHES = {"adamw of packed gradients": ("2bit", "", "sign", "int8", "int4")}  # by tensor; "": as it is
+PUSHES = {  # by tensor; "": as it is
+    "adamw of packed gradients": ("2bit", "", "sign", "int8", "int4"),
+    "adamw of a part of the gradients": ("topk", "randomk", "", "topk", "randomk"),
+}
 PULLS = {"adamw, changes packed": ("int8", "2bit", "", "", "bfloat16")}
 
 LATE = {  # the others' contributions are combined while the last one is awaited

@@ -15,7 +15,7 @@ from shoal.vocabulary import PolicySpec, TableSpec, TensorSpec
 
 RULE = SGD(lr=0.1)
 ELEMENTS = 1000  # several blocks, the last one short
-PUSHES = ("2bit", "sign", "int8", "bfloat16", "")
+PUSHES = ("2bit", "sign", "int8", "bfloat16", "", "topk", "randomk")
 SPEC = TableSpec(
     tuple(TensorSpec(push or "plain", (ELEMENTS,), "float32", 0, push) for push in PUSHES),
     RULE.name,
@@ -23,7 +23,7 @@ SPEC = TableSpec(
     PolicySpec("sync"),
     block_elements_max=300,
 )
-TWO_BITS, SIGN, INT8, BFLOAT16, PLAIN = range(5)
+TWO_BITS, SIGN, INT8, BFLOAT16, PLAIN, TOP, RANDOM = range(7)
 
 
 def gradient(seed: int) -> Floats:
@@ -47,17 +47,17 @@ def encoder() -> Encoder:
     return Encoder(SPEC, None)
 
 
-@pytest.mark.parametrize("tensor", [TWO_BITS, SIGN])
-def test_what_was_sent_adds_up_to_what_was_meant(encoder: Encoder, tensor: int) -> None:
+@pytest.mark.parametrize(("tensor", "gap_max"), [(TWO_BITS, 4), (SIGN, 4), (TOP, 30), (RANDOM, 30)])
+def test_what_was_sent_adds_up_to_what_was_meant(encoder: Encoder, tensor: int, gap_max: float) -> None:
     meant, sent = np.zeros(ELEMENTS), np.zeros(ELEMENTS)
     gaps = []
-    for clock in range(1, 200):
+    for clock in range(1, 400):
         values = gradient(clock)
         meant += values
         sent += push(encoder, tensor, values, clock)
         encoder.end(committed=True)
         gaps.append(np.abs(meant - sent).mean())
-    assert max(gaps) < 4, "the residual does not grow"
+    assert max(gaps) < gap_max and np.mean(gaps[300:]) < 1.3 * np.mean(gaps[200:300]), "the residual does not grow"
 
 
 def test_a_contribution_that_no_commit_took_is_in_the_next(encoder: Encoder) -> None:

@@ -16,7 +16,9 @@ import numpy.typing as npt
 
 from shoal.codec import arrays, floats, streamed
 from shoal.codec.arrays import Narrow, Widen
-from shoal.codec.packed import PACKED, Packed
+from shoal.codec.packed import Packed
+from shoal.codec.quantised import QUANTISED
+from shoal.codec.sparse import SPARSE
 from shoal.errors import ConfigurationError
 from shoal.kernel import Encoded, Floats, read_only
 from shoal.vocabulary import Block, TableSpec, TensorSpec
@@ -185,6 +187,7 @@ def packs(spec: TableSpec) -> bool:
     return any(tensor.push not in ("", tensor.dtype) for tensor in spec.tensors)
 
 
+PACKED: dict[str, Packed] = {codec.name: codec for codec in (*QUANTISED, *SPARSE)}
 FLOAT32 = CODECS["float32"]
 PUSHES = (*CODECS, *PACKED)  # names of all codecs that gradients may travel in
 PULLS = tuple(name for name in PUSHES if name != FLOAT32.name)  # and changes of parameters

@@ -1,7 +1,7 @@
 """One bucket of values as few bits each: how it is scaled, rounded to levels, and put back.
 
 A bucket's scale is one float32; x / scale is rounded to one of the levels. Levels are told by their code,
-an integer of `bits` bits. Loops around these vectorize; see packed.py for them.
+an integer of `bits` bits. Loops around these vectorize; see quantised.py for them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,18 @@ _UNIT = np.float32(2.0**-24)
 
 
 @element
-def chance(seed: Any, i: Any) -> Any:
-    """A number in [0, 1) that depends on these two alone: 24 bits of an integer hash (Wellons, lowbias32)."""
+def scrambled(seed: Any, i: Any) -> Any:
+    """32 bits that depend on these two alone, the upper ones best: an integer hash (Wellons, lowbias32, but for its
+    last shift)."""
     x = np.uint32(np.uint32(seed) + np.uint32(i))
     x = np.uint32((x ^ np.uint32(x >> np.uint32(16))) * np.uint32(0x7FEB352D))
-    x = np.uint32((x ^ np.uint32(x >> np.uint32(15))) * np.uint32(0x846CA68B))
-    return np.float32(np.uint32(x >> np.uint32(8))) * _UNIT
+    return np.uint32((x ^ np.uint32(x >> np.uint32(15))) * np.uint32(0x846CA68B))
+
+
+@element
+def chance(seed: Any, i: Any) -> Any:
+    """A number in [0, 1) that depends on these two alone."""
+    return np.float32(np.uint32(scrambled(seed, i) >> np.uint32(8))) * _UNIT
 
 
 @element

@@ -207,7 +207,7 @@ def _unpacked(
     before: Floats | None,
     elements: int,
 ) -> Iterator[tuple[slice, Sources, Weights]]:
-    """The same for packed contributions: their sum, a piece at a time, in the core's cache. scratch: whole buckets."""
+    """The same for packed contributions: their sum, a piece at a time, in the core's cache. scratch: whole records."""
     for start in range(0, elements, scratch.size):
         stop = min(start + scratch.size, elements)
         total, combine = scratch[: stop - start], packed.first
