@@ -42,7 +42,8 @@ def connect(address: str | None = None, *, resume: str | os.PathLike[str] | None
             raise ConfigurationError("a cluster is resumed where it is started: shoal run --resume PATH")
         job = process.job_from()
         source = os.environ.get("SHOAL_RESUME") or None
-        return ParameterServer(Worker(job, coordinator, process.rank_from("SHOAL_RANK"), resumed_from=source), None)
+        rank, estate = process.rank_from("SHOAL_RANK"), process.take_estate()
+        return ParameterServer(Worker(job, coordinator, rank, resumed_from=source, estate=estate), None)
     job = Job(limits=Limits.from_environment())
     source = absolute(resume) if resume is not None else None
     embedded = EmbeddedJob(job, source)

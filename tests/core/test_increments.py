@@ -43,7 +43,7 @@ class Puller:
         spec, counts = self.cluster.spec, {}
         for shard, store in enumerate(self.cluster.stores):
             mine = tuple(owned(spec, shard, self.cluster.shards))
-            increments, payload = store.changes(mine, base) if base else ((), store.parameters(mine))
+            increments, payload = store.changes(mine, base, True) if base else ((), store.parameters(mine))
             message = Parameters(shard, 0, 0, self.cluster.seq, mine, 0, base, increments)
             places = self.decoder.places(message)
             left = iter(payload)
@@ -179,6 +179,6 @@ def test_a_block_that_another_server_gave_is_sent_whole_to_who_is_behind_it() ->
     (place,) = backup.take_fill(fill, len(payload))
     place[:] = payload
     backup.load_fill(fill, wanted=True)
-    assert backup.changes(blocks, 1)[0] == (0,) * len(blocks)
-    assert backup.changes(blocks, -1)[0] == (WHOLE,) * len(blocks)
+    assert backup.changes(blocks, 1, True)[0] == (0,) * len(blocks)
+    assert backup.changes(blocks, -1, True)[0] == (WHOLE,) * len(blocks)
     assert [bytes(part) for part in backup.parameters(blocks)] == [bytes(part) for part in store.parameters(blocks)]

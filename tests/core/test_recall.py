@@ -53,7 +53,7 @@ def test_the_manifest_waits_for_states_and_not_for_who_is_gone() -> None:
     request, commit = m.SnapshotRequest(0, 0, 1, "path", keep=3), m.Commit(1, 9, "cut")
     begun = savings.begin(request, commit, 5, (None, ()), [(0, 0), (1, 1), (2, 2)], 6, now=100)
     recalls = [effect.message for effect in begun if isinstance(effect, k.Send)]
-    assert recalls == [m.Recall(0, 0, 9, 6), m.Recall(1, 1, 9, 6), m.Recall(2, 2, 9, 6)]
+    assert recalls == [m.Recall(worker, worker, 9, 6, "path") for worker in range(3)]
     assert savings.recalled(m.Recalled(1, 1, 9, b"one"), SPEC) == []
     assert savings.saved(m.Saved(0, 9, "file"), 0, SPEC) == []
     assert savings.recalled(m.Recalled(1, 1, 9, b"another"), SPEC) == [], "the first answer counts"

@@ -85,6 +85,35 @@ def test_a_worker_that_is_killed_in_training_comes_back_and_the_job_finishes(tra
     assert "weight 1.000" in watcher.of("worker 0")
 
 
+ESTATE = """
+import os, signal, sys
+import torch
+import shoal
+
+size = os.fstat(int(os.environ["SHOAL_ESTATE"])).st_size
+print("left", size, flush=True)
+with shoal.connect() as ps:
+    weight = torch.nn.Parameter(torch.zeros(3))
+    opt = ps.optimizer([("weight", weight)], shoal.SGD(lr=0.1), sync=shoal.Sync(), push="2bit")
+    for step in range(20):
+        (weight - 1.0).square().sum().backward()
+        opt.step()
+        opt.zero_grad()
+        if ps.rank == 1 and step == 5 and not size:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_that_is_killed_leaves_its_memory_to_the_next_life(tmp_path: Path) -> None:
+    """What is in it: tests/promises/test_killed_bits.py."""
+    path, watcher = tmp_path / "script.py", Watcher()
+    path.write_text(ESTATE)
+    assert launch((str(path),), 2, 1, on_line=watcher.line) == 0, watcher.lines
+    assert watcher.of("worker 0") == ["left 0"]
+    first, second = watcher.of("worker 1")
+    assert first == "left 0" != second
+
+
 @pytest.mark.slow
 def test_a_worker_that_hangs_for_good_is_replaced(training: str) -> None:
     def stop(status: Status) -> bool:

@@ -74,8 +74,10 @@ def table(
     )
 
 
-def promised_table() -> TableSpec:
-    return table((AdamW(lr=0.1, weight_decay=0.1, clip_norm=2.0),), paged=True)
+def promised_table(packed: bool = False) -> TableSpec:
+    """packed: of gradients whose codecs need error feedback."""
+    pushes = ("2bit", "sign", "topk", "", "randomk") if packed else ("",) * 5
+    return table((AdamW(lr=0.1, weight_decay=0.1, clip_norm=2.0),), paged=True, pushes=pushes)
 
 
 def counting_table(policy: str, size: int) -> TableSpec:
@@ -218,10 +220,10 @@ def running(
         gc.unfreeze()
 
 
-def join(embedded: EmbeddedJob, rank: int, setting: Setting = Setting()) -> Worker:
+def join(embedded: EmbeddedJob, rank: int, setting: Setting = Setting(), estate: int | None = None) -> Worker:
     """A worker of that job: on its loop, or over tcp or shared memory on a loop of its own."""
     thread = embedded.thread if embedded.address.startswith("inproc") else None
-    return Worker(embedded.job, embedded.address, rank, wrap=setting.wrap(), thread=thread)
+    return Worker(embedded.job, embedded.address, rank, wrap=setting.wrap(), thread=thread, estate=estate)
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from shoal.config import Job
+from shoal.launch.estate import Estates
+from shoal.runtime.process import ESTATE
 
 WORKER = Path(__file__).with_name("worker.py")
 WAIT_SECONDS = 40.0
@@ -55,6 +57,7 @@ class Crew:
 
     def __init__(self, job: Job, coordinator: str) -> None:
         self._job, self._coordinator = job, coordinator
+        self.estates: Estates | None = None  # what each life leaves to the next of its rank
         self.processes: list[Process] = []
 
     def start(self, rank: int, *arguments: object) -> Process:
@@ -70,12 +73,16 @@ class Crew:
             "SHOAL_RANK": str(rank),
             "SHOAL_TRANSPORT": self._job.transport,
         }
+        estate = self.estates.of(rank) if self.estates is not None else None
+        if estate is not None:
+            environment[ESTATE] = str(estate)
         popen = subprocess.Popen(
             [sys.executable, "-u", str(WORKER), *map(str, arguments)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            pass_fds=() if estate is None else (estate,),
         )
         self.processes.append(Process(rank, popen))
         return self.processes[-1]

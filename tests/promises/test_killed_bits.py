@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from shoal.launch.estate import Estates
 from shoal.runtime.worker import Worker
 
 from .cluster import (
@@ -63,6 +65,27 @@ def test_killed_run_equals_calm_run(name: str, scheme: str, tmp_path: Path) -> N
     assert result == calm_run(*observed)
 
 
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [
+        ("while it computes", "tcp"),
+        ("in the middle of its push", "tcp"),
+        ("before its last word", "shm"),
+        ("right after its last word", "shm"),
+        ("two of three, one with its last word", "tcp"),
+    ],
+)
+def test_what_codecs_lost_is_found_by_the_next_life(name: str, scheme: str, tmp_path: Path) -> None:
+    with closing(Estates()) as estates:
+        observed, result = killed_run(MOMENTS[name], tmp_path, scheme, packed=True, estates=estates)
+    assert result == calm_run(*observed, packed=True)
+
+
+def test_without_memory_that_outlives_it_the_next_life_finds_nothing(tmp_path: Path) -> None:
+    observed, result = killed_run(MOMENTS["while it computes"], tmp_path, "tcp", packed=True)
+    assert result != calm_run(*observed, packed=True), "so the test above can fail"
+
+
 def test_killed_run_equals_calm_run_at_a_moment_nobody_chose(tmp_path: Path) -> None:
     seed = int.from_bytes(os.urandom(4))
     print("seed", seed)  # shown when the test fails
@@ -77,7 +100,9 @@ def test_killed_run_equals_calm_run_at_a_moment_nobody_chose(tmp_path: Path) -> 
 Observed = tuple[dict[int, tuple[int, ...]], int]  # contributors by clock, who seeded
 
 
-def killed_run(deaths: list[tuple[int, str]], place: Path, scheme: str) -> tuple[Observed, bytes]:
+def killed_run(
+    deaths: list[tuple[int, str]], place: Path, scheme: str, packed: bool = False, estates: Estates | None = None
+) -> tuple[Observed, bytes]:
     """Train with deaths and new lives; returns who contributed to what, and the parameters."""
     observer, meeting = Observer(), place / "meeting"
     moments = dict(deaths)
@@ -85,9 +110,11 @@ def killed_run(deaths: list[tuple[int, str]], place: Path, scheme: str) -> tuple
         running(WORKERS, Setting(servers=2, scheme=scheme), LIMITS, observer) as embedded,
         crew(embedded.job, embedded.address) as workers,
     ):
+        workers.estates = estates
 
         def life(rank: int, *arguments: object) -> None:
-            workers.start(rank, "clocks", CLOCKS, "--hold", MEETING, meeting, "--results", place, *arguments)
+            more = ("--packed", *arguments) if packed else arguments
+            workers.start(rank, "clocks", CLOCKS, "--hold", MEETING, meeting, "--results", place, *more)
 
         for rank in range(WORKERS):
             life(rank, *(("--die", moments[rank]) if rank in moments else ()))
@@ -108,14 +135,15 @@ def killed_run(deaths: list[tuple[int, str]], place: Path, scheme: str) -> tuple
     return (by_clock, seed.contributors[0].contributor.worker), results.pop()
 
 
-def calm_run(by_clock: Mapping[int, tuple[int, ...]], seeder: int) -> bytes:
-    """Train without faults: workers join and leave politely, so that each clock has these contributors."""
-    spec, observer = promised_table(), Observer()
+def calm_run(by_clock: Mapping[int, tuple[int, ...]], seeder: int, packed: bool = False) -> bytes:
+    """Train without faults: workers join and leave politely, so that each clock has these contributors. packed: and
+    go on with what their codecs had lost when they left."""
+    spec, observer = promised_table(packed), Observer()
     members: dict[int, tuple[Worker, Arrays]] = {}
-    with running(len(by_clock[1]), Setting(), LIMITS, observer) as embedded:
+    with closing(Estates()) as estates, running(len(by_clock[1]), Setting(), LIMITS, observer) as embedded:
 
         def enter(rank: int) -> None:
-            worker = join(embedded, rank)
+            worker = join(embedded, rank, estate=estates.of(rank))
             members[rank] = worker, begin(worker, spec, arrays(spec, 1000 + seeder))
 
         for clock in sorted(by_clock):

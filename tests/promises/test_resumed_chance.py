@@ -17,7 +17,10 @@ from shoal.optim import SGD
 from shoal.policy import Async, Sync
 from shoal.storage.manifest import read
 from shoal.storage.place import place
+from shoal.storage.shelf import verify
 from shoal.storage.snapshot import read_random
+
+FED = ("sign", "topk", "randomk")
 
 SCRIPT = """
 import os, random, sys
@@ -32,7 +35,7 @@ with shoal.connect() as ps:
     model = torch.nn.Sequential(torch.nn.Linear(12, 40), torch.nn.Dropout(0.5), torch.nn.Linear(40, 3))
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(10 * first + ps.rank)  # a resumed run that kept these would differ
-    opt = ps.optimizer(model, shoal.AdamW(lr=1e-2), sync=shoal.Sync(), overlap=bool(int(sys.argv[4])))
+    opt = ps.optimizer(model, shoal.AdamW(lr=1e-2), sync=shoal.Sync(), overlap=bool(int(sys.argv[4])), push=sys.argv[5])
     for clock in range(first, last + 1):
         if ps.rank == 1 and clock == 6 and path:
             ps.snapshot(path, wait=False)
@@ -45,11 +48,19 @@ with shoal.connect() as ps:
 """
 
 
-def bits(folder: Path, first: int, last: int, path: str = "", overlap: bool = False, resume: str | None = None) -> str:
+def bits(
+    folder: Path,
+    first: int,
+    last: int,
+    path: str = "",
+    overlap: bool = False,
+    resume: str | None = None,
+    push: str = "",
+) -> str:
     script = folder / "script.py"
     script.write_text(SCRIPT)
     lines: list[tuple[str, str]] = []
-    command = (str(script), str(first), str(last), path, str(int(overlap)))
+    command = (str(script), str(first), str(last), path, str(int(overlap)), push)
     assert launch(command, 2, 1, resume=resume, on_line=lambda *line: lines.append(line)) == 0, lines
     (found,) = {text for _, text in lines if text.startswith("bits ")}
     return found
@@ -62,6 +73,18 @@ def test_dropout_goes_on_where_it_was_on_every_rank(overlap: bool, tmp_path: Pat
     whole = bits(tmp_path, 1, 9, snapshot, overlap)
     assert read(place(snapshot)).clock == 5
     assert bits(tmp_path, 6, 9, overlap=overlap, resume=snapshot) == whole
+
+
+SLOW = [pytest.param(push, False, marks=pytest.mark.slow) for push in FED]
+
+
+@pytest.mark.parametrize(("push", "overlap"), [("2bit", False), ("2bit", True), *SLOW])
+def test_what_codecs_lost_goes_on_where_it_was_on_every_rank(push: str, overlap: bool, tmp_path: Path) -> None:
+    snapshot = str(tmp_path / "five")
+    whole = bits(tmp_path, 1, 9, snapshot, overlap, push=push)
+    assert {"lost-0.safetensors", "lost-1.safetensors"} <= {path.name for path in Path(snapshot).iterdir()}
+    verify(snapshot)
+    assert bits(tmp_path, 6, 9, overlap=overlap, resume=snapshot, push=push) == whole
 
 
 def drawn() -> tuple[float, ...]:

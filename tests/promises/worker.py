@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--hold", nargs=2)
     parser.add_argument("--results", type=Path)
     parser.add_argument("--policy", default="sync", help="sync, sync:QUORUM, bounded:STALENESS or async")
+    parser.add_argument("--packed", action="store_true", help="the table's gradients")
     parser.add_argument("--size", type=int, default=0)
     parser.add_argument("--pause", type=float, default=0.0, help="seconds a step computes")
     options = parser.parse_args()
@@ -50,7 +51,8 @@ def main() -> None:
         told.unlink()
     moment, _, when = options.die.partition(":")
     wrap = Deadly.wrap(moment, when) if moment in ("before", "after") else unwrapped
-    worker = Worker(process.job_from(), os.environ["SHOAL_COORDINATOR"], rank, wrap=wrap)
+    estate = process.take_estate()
+    worker = Worker(process.job_from(), os.environ["SHOAL_COORDINATOR"], rank, wrap=wrap, estate=estate)
     print(f"joined as {worker.rank}", flush=True)
     final = (train if options.task == "clocks" else count)(worker, options)
     if options.results is not None:
@@ -59,7 +61,7 @@ def main() -> None:
 
 
 def train(worker: Worker, options: argparse.Namespace) -> bytes:
-    spec = promised_table()
+    spec = promised_table(options.packed)
     values = begin(worker, spec)
     while worker.clock <= options.count:
         compute(worker, options)

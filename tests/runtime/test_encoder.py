@@ -42,6 +42,12 @@ def push(encoder: Encoder, tensor: int, values: Floats, clock: int = 1) -> Float
     return found
 
 
+def end(encoder: Encoder, committed: bool = True, clock: int = 1) -> None:
+    """The end of the step of this clock."""
+    encoder.seal(0, clock)
+    encoder.end(committed, clock + 1)
+
+
 @pytest.fixture
 def encoder() -> Encoder:
     return Encoder(SPEC, None)
@@ -55,7 +61,7 @@ def test_what_was_sent_adds_up_to_what_was_meant(encoder: Encoder, tensor: int, 
         values = gradient(clock)
         meant += values
         sent += push(encoder, tensor, values, clock)
-        encoder.end(committed=True)
+        end(encoder)
         gaps.append(np.abs(meant - sent).mean())
     assert max(gaps) < gap_max and np.mean(gaps[300:]) < 1.3 * np.mean(gaps[200:300]), "the residual does not grow"
 
@@ -63,14 +69,14 @@ def test_what_was_sent_adds_up_to_what_was_meant(encoder: Encoder, tensor: int, 
 def test_a_contribution_that_no_commit_took_is_in_the_next(encoder: Encoder) -> None:
     one, two = gradient(1), gradient(2)
     push(encoder, TWO_BITS, one)
-    encoder.end(committed=False)
+    end(encoder, committed=False)
     other = Encoder(SPEC, None)
     np.testing.assert_allclose(push(encoder, TWO_BITS, two, 2), push(other, TWO_BITS, one + two, 2), atol=1e-5)
 
 
 def test_a_step_that_was_taken_back_never_was(encoder: Encoder) -> None:
     push(encoder, SIGN, gradient(1))
-    encoder.end(committed=True)
+    end(encoder)
     first = push(encoder, SIGN, gradient(2), 2)
     encoder.restart()
     push(encoder, SIGN, gradient(7), 2)
@@ -83,7 +89,7 @@ def test_residuals_follow_the_scale_of_gradients(encoder: Encoder) -> None:
     other = Encoder(SPEC, None)
     for item in (encoder, other):
         push(item, TWO_BITS, gradient(1))
-        item.end(committed=True)
+        end(item)
     push(encoder, TWO_BITS, gradient(2) / 2, 2)
     assert encoder.rescale(2.0) and not encoder.rescale(2.0)
     encoder.restart()
@@ -94,7 +100,7 @@ def test_residuals_follow_the_scale_of_gradients(encoder: Encoder) -> None:
 def test_what_loses_little_has_no_residual(encoder: Encoder) -> None:
     for tensor in (INT8, BFLOAT16, PLAIN):
         first = push(encoder, tensor, gradient(1))
-        encoder.end(committed=True)
+        end(encoder)
         np.testing.assert_array_equal(push(encoder, tensor, gradient(1)), first)
     np.testing.assert_array_equal(first, gradient(1))
 

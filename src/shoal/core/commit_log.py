@@ -46,6 +46,7 @@ class CommitLog:
     entries: dict[int, Entry] = field(default_factory=dict)  # by sequence number, oldest first
     sent_at: int = 0
     since: int = 0  # the last entry of an older epoch
+    used: dict[int, tuple[int, int]] = field(default_factory=dict)  # by worker: its last gradient
 
     @property
     def stable(self) -> int:
@@ -91,6 +92,8 @@ class CommitLog:
         if commit.contributors:
             self.updated = commit.seq
         self.ages.add(commit)
+        gradients = [item.contributor for item in commit.contributors if not item.contributor.seeds]
+        self.used.update({who.worker: (who.incarnation, who.clock) for who in gradients})
         self.entries[commit.seq] = Entry(commit, set(self.servers))
         return [k.Send(server_name(server), commit) for server in self.servers]
 
@@ -98,6 +101,7 @@ class CommitLog:
         """Go on with a log that a coordinator of an older epoch began: repeat what some servers lack."""
         self.version, self.since, self.sent_at = version, version, now
         self.updated, self.ages = accounts.updated, accounts.ages
+        self.used = {worker: (incarnation, clock) for worker, (incarnation, clock) in accounts.used.items() if clock}
         self.entries = {entry.commit.seq: entry for entry in entries}
         return [effect for server in self.servers for effect in self.repeat(server)]
 

@@ -31,6 +31,7 @@ from shoal.core.status import status
 from shoal.policy import Go, Policy, View, in_words
 from shoal.vocabulary import PolicySpec, Switch, TableSpec, Weighted, node_number, server_name, worker_name
 from shoal.wire import messages as m
+from shoal.wire.forming import NOTHING
 
 FORMING, RECOVERING, RUNNING, STOPPED = "forming", "recovering", "running", "stopped"
 
@@ -339,7 +340,8 @@ class Coordinator:
         """Declared, and what follows it: the seed, the start of the job, or admission to a running one."""
         name = worker_name(member.worker)
         effects = self._form(now) if self.phase == FORMING else []
-        declared: k.Effect = k.Send(name, m.Declared(member.worker, member.incarnation, member.seeder))
+        used = self.log.used.get(member.worker, NOTHING)
+        declared: k.Effect = k.Send(name, m.Declared(member.worker, member.incarnation, member.seeder, used))
         if self.phase == RUNNING and member.state == DECLARED:
             return [declared, *effects, *self._admit([member], now)]
         again = [k.Send(name, member.released)] if member.released is not None else []

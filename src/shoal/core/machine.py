@@ -78,6 +78,14 @@ class Recorded:
 
 
 @dataclass(frozen=True)
+class Retained:
+    """What a Retain asked for is written to this file; "": there is nothing, or it could not be."""
+
+    seq: int
+    file: str
+
+
+@dataclass(frozen=True)
 class Leads:
     """The registry has let this coordinator lead until then, by its own clock: another one may, afterwards."""
 
@@ -262,7 +270,7 @@ class Manifest:
 
     accounted: (data epoch, start, stop) of the samples of `dataset` in the log up to this version.
     keep: when that is done, remove all but so many of the newest snapshots beside it; 0: none.
-    random: the random state of workers, by rank.
+    random: the random state of workers, by rank. lost: receipts of the files of what their codecs have lost.
     """
 
     path: str
@@ -274,6 +282,7 @@ class Manifest:
     accounted: tuple[tuple[int, int, int], ...] = ()
     keep: int = 0
     random: tuple[tuple[int, bytes], ...] = ()
+    lost: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -336,6 +345,17 @@ class Leased:
 
 
 @dataclass(frozen=True)
+class Retain:
+    """Write what this worker's codecs had lost when `clock` began (0: so far) to the snapshot at this path, and come
+    back with Retained. here: the training thread is past the clock before, but for the end of its step."""
+
+    seq: int
+    clock: int
+    path: str
+    here: bool
+
+
+@dataclass(frozen=True)
 class Snapshotted:
     path: str
     version: int
@@ -375,6 +395,7 @@ Effect = (
     | Seeding
     | Fresh
     | Leased
+    | Retain
     | Snapshotted
     | Departed
     | Failed

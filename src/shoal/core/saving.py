@@ -1,5 +1,5 @@
 """Snapshots under way: an entry of the log names the directory, each shard writes its file, each worker tells its
-random state, and the manifest, written last, makes them one snapshot."""
+random state and writes what its codecs have lost, and the manifest, written last, makes them one snapshot."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class Saving:
     asked_at: int
     files: dict[int, str] = field(default_factory=dict)  # by shard
     random: dict[int, bytes] = field(default_factory=dict)  # by worker
+    lost: dict[int, str] = field(default_factory=dict)  # by worker: a file of what its codecs have lost
 
 
 @dataclass
@@ -62,7 +63,8 @@ class Savings:
         now: int,
     ) -> list[k.Effect]:
         """A snapshot after `clock`. workers, with their incarnations: asked for their random state at `recalled`."""
-        recalls = {worker: m.Recall(worker, incarnation, commit.seq, recalled) for worker, incarnation in workers}
+        facts = (commit.seq, recalled, request.path)
+        recalls = {worker: m.Recall(worker, incarnation, *facts) for worker, incarnation in workers}
         self.under_way[commit.seq] = Saving(request, commit, clock, samples, recalls, now)
         return [k.Send(worker_name(worker), recall) for worker, recall in recalls.items()]
 
@@ -82,6 +84,8 @@ class Savings:
             return []
         if answer.state:
             saving.random[answer.worker] = answer.state
+        if answer.file:
+            saving.lost[answer.worker] = answer.file
         return self._complete(saving, spec)
 
     def gone(self, worker: int, spec: TableSpec | None) -> list[k.Effect]:
@@ -108,7 +112,8 @@ class Savings:
         files = tuple(saving.files[shard] for shard in range(self.shards))
         request, random = saving.request, tuple(sorted(saving.random.items()))
         done = (saving.commit.seq, saving.clock, files, spec, *saving.samples)
-        return [k.Manifest(request.path, *done, request.keep, random)]
+        lost = tuple(file for _, file in sorted(saving.lost.items()))
+        return [k.Manifest(request.path, *done, request.keep, random, lost)]
 
     def recorded(self, version: int, error: str) -> list[k.Effect]:
         """The manifest is written, or could not be."""

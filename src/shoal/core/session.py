@@ -22,6 +22,7 @@ from shoal.placement import cut, owned
 from shoal.policy import from_spec
 from shoal.vocabulary import COORDINATOR, ITEM_BYTES, Contributor, Dataset, Lease, TableSpec, node_number, server_name
 from shoal.wire import messages as m
+from shoal.wire.forming import NOTHING
 
 # What drivers need: the session, and all that it can be told to do.
 __all__ = ["Await", "Begin", "Declare", "Finish", "Leave", "Push", "Restart", "Session", "Snapshot", "Take", "Tell"]
@@ -35,6 +36,7 @@ WAITS_FOR = {  # what a deadline error says of each parked state
     "leave": "leave to go",
 }
 FORMING = ("join", "declare", "start")  # parked in one of these, a worker does not compute yet
+RETAINED_MAX = 4  # answers that may have to be repeated
 RECEIVING = ("start", "step", "lease")  # parked in one of these, the bound memory may be written
 
 
@@ -80,6 +82,9 @@ class Session:
     attaching: Backoff = field(init=False)
     pace: float = 1.0  # its speed by the fastest worker's, as the coordinator said last
     still: bool = False  # parameters do not change while it computes, by the last that came
+    used: tuple[int, int] = NOTHING  # the last contribution of an earlier life that is in the log
+    keeps: bool = False  # its codecs lose what the next contribution has to make good
+    retained: dict[int, str] = field(default_factory=dict)  # by entry of a snapshot: the file of that
     seeds: bool = False  # it was told to push the initial parameters
     arrival: Arrival = field(default_factory=Arrival)
     couriers: list[Courier] = field(default_factory=list)  # by shard
@@ -116,6 +121,9 @@ class Session:
                 if peer == COORDINATOR and self.incarnation >= 0:
                     self.silence.heard(now)  # it may be gone: another one has all of a lease to take its place
                 return []
+            case k.Retained(seq, file):
+                self.retained = {**dict(sorted(self.retained.items())[-RETAINED_MAX:]), seq: file}
+                return self._recall()
             case Push(blocks):
                 who = self._identity()
                 return [effect for block in blocks for effect in self.courier_of[block].push(block, who, now)]
@@ -240,7 +248,8 @@ class Session:
         if getattr(message, "incarnation", None) != self.incarnation:
             return []  # meant for another life of this worker
         match message:
-            case m.Declared(seed=seed):
+            case m.Declared(seed=seed, used=used):
+                self.used = used
                 return self._declared(seed, now)
             case m.Attached(server=server):
                 return self._attached(self.shard_of(server), now)
@@ -266,19 +275,25 @@ class Session:
                 self.saving = None
                 return [k.Snapshotted(path, version, error)]
             case m.Recall(seq=seq):
+                known = not self.keeps or seq in self.recalls or seq in self.retained
                 self.recalls[seq] = message
-                return self._recall()
+                return self._recall() if known else [self._retain(message), *self._recall()]
             case _:
                 return []
 
     def _recall(self) -> list[k.Effect]:
         """Tell the random states that were asked for, as far as the training thread has come to those clocks."""
-        found = {seq: self._random_at(recall.clock) for seq, recall in self.recalls.items()}
-        mine = (self.worker, self.incarnation)
-        told = [m.Recalled(*mine, seq, state) for seq, state in found.items() if state is not None]
+        asked = [recall for seq, recall in self.recalls.items() if not self.keeps or seq in self.retained]
+        found = {recall.seq: self._random_at(recall.clock) for recall in asked}
+        mine, files = (self.worker, self.incarnation), self.retained
+        told = [m.Recalled(*mine, seq, state, files.get(seq, "")) for seq, state in found.items() if state is not None]
         for answer in told:
             del self.recalls[answer.seq]
         return [k.Send(COORDINATOR, answer) for answer in told]
+
+    def _retain(self, recall: m.Recall) -> k.Effect:
+        here = self.clock >= recall.clock or self.parked == "lease"
+        return k.Retain(recall.seq, recall.clock, recall.path, here)
 
     def _random_at(self, clock: int) -> bytes | None:
         """Empty where it is not known, and will not be; None: not known yet."""

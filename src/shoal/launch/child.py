@@ -14,7 +14,7 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,8 +76,14 @@ class ChildProcess(Child):
     """A child of this process. Start children from a thread that outlives them: its end is theirs."""
 
     def __init__(
-        self, name: str, command: Sequence[str], environment: Mapping[str, str], emit: Callable[[Line | Exited], None]
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        emit: Callable[[Line | Exited], None],
+        descriptors: Collection[int] = (),
     ) -> None:
+        """descriptors: that it has open, too, under the same numbers."""
         super().__init__(name, emit)
         self._lock = threading.Lock()
         self._reaped = False
@@ -89,6 +95,7 @@ class ChildProcess(Child):
             env=dict(environment),
             bufsize=0,
             start_new_session=True,
+            pass_fds=tuple(descriptors),
         )
         self._reader = threading.Thread(target=self._read, name=f"{name} output", daemon=True)
         self._reader.start()

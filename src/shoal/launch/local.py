@@ -20,9 +20,9 @@ script's own.
     Ctrl-C, SIGTERM, SIGHUP        the job ends with 128 + the signal's number (130 for Ctrl-C)
 
 How a node is told what it is: SHOAL_JOB, SHOAL_TOKEN (a fresh secret), SHOAL_COORDINATOR (an address),
-SHOAL_WORKERS, SHOAL_SERVERS, SHOAL_REPLICAS, SHOAL_RANK (workers), SHOAL_SERVER_INDEX (servers), SHOAL_EPOCH (a
-coordinator that takes over), SHOAL_REGISTRY (its URL, if any), SHOAL_RESUME (a snapshot, if any), and the limits as
-SHOAL_<LIMIT>.
+SHOAL_WORKERS, SHOAL_SERVERS, SHOAL_REPLICAS, SHOAL_RANK and SHOAL_ESTATE (workers; a descriptor of what an earlier life
+left, see estate.py), SHOAL_SERVER_INDEX (servers), SHOAL_EPOCH (a coordinator that takes over), SHOAL_REGISTRY (its
+URL, if any), SHOAL_RESUME (a snapshot, if any), and the limits as SHOAL_<LIMIT>.
 Coordinator and servers print one line "SHOAL READY <address>" when they are, the coordinator "SHOAL
 BEGUN" when the job runs; what makes them give up, they print as "shoal: error: ...".
 """
@@ -46,6 +46,7 @@ from shoal.core.membership import DECLARED
 from shoal.errors import JobError, ShoalError, StartupError
 from shoal.launch.borrowed import Fleet, borrowing
 from shoal.launch.child import Child, ChildProcess, Exited, Line
+from shoal.launch.estate import Estates
 from shoal.launch.jobs import JobRecord, published
 from shoal.launch.plan import Plan, prepared
 from shoal.launch.printer import Printer
@@ -175,12 +176,14 @@ class _Launch:
         self._leaving: set[Child] = set()  # servers whose part others are to take over
         self._hanging: dict[Child, float] = {}  # workers that were declared dead and have not ended, since when
         self._fleet: Fleet | None = None  # lends places for servers
+        self._estates = Estates()  # what killed workers leave to those that are started in their place
         self._verdict: _Verdict | None = None
 
     def run(self) -> int:
         with self._stack as stack:
             self._fleet = stack.enter_context(borrowing(self._plan.job, self._plan.fleet, self._environment))
             stack.enter_context(_signals(self._events))
+            stack.callback(self._estates.close)
             stack.callback(self._end_all)
             self._start_coordinator(self._plan.listen)
             self._attend(until=lambda: bool(self._coordinator))
@@ -236,6 +239,9 @@ class _Launch:
     def _start_worker(self, rank: int) -> None:
         threads = max(1, len(os.sched_getaffinity(0)) // self._plan.workers)
         facts = {"SHOAL_RANK": rank, "OMP_NUM_THREADS": self._environment.get("OMP_NUM_THREADS", threads)}
+        left = self._estates.of(rank)
+        if left is not None:
+            facts[process.ESTATE] = left
         self._workers[self._start(f"worker {rank}", ("-u", *self._plan.command), **facts)] = rank
 
     def _start(self, name: str, arguments: Sequence[str], **facts: object) -> Child:
@@ -244,7 +250,9 @@ class _Launch:
         environment = self._plan.environment(self._environment, facts)
         if self._fleet is not None and arguments is SERVER_PROGRAM:
             return self._fleet.start(name, environment, self._events.put)
-        return ChildProcess(name, (sys.executable, *arguments), environment, self._events.put)
+        left = facts.get(process.ESTATE)
+        descriptors = (left,) if isinstance(left, int) else ()
+        return ChildProcess(name, (sys.executable, *arguments), environment, self._events.put, descriptors)
 
     # --- attending ----------------------------------------------------------------------------------
 

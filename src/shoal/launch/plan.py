@@ -20,7 +20,7 @@ from shoal.transport.tcp import host_and_port
 # What tells one process of a job from another; a job inside a job inherits none of it.
 _IDENTITY = (
     "SHOAL_COORDINATOR", "SHOAL_RANK", "SHOAL_SERVER_INDEX", "SHOAL_EPOCH", "SHOAL_RESUME", MEMBERS_VARIABLE,
-    TOKEN_VARIABLE, "SHOAL_REGISTRY",
+    TOKEN_VARIABLE, "SHOAL_REGISTRY", process.ESTATE,
 )  # fmt: skip
 
 

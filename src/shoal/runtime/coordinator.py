@@ -137,11 +137,13 @@ class CoordinatorNode(Node):
         facts = (self.job.name, effect.version, effect.clock, effect.files, effect.spec, state)
         try:
             with paced(lambda: self._coordinator.log.version):
-                snapshot.write_manifest(effect.path, *facts, dict(effect.random))
+                missing = snapshot.write_manifest(effect.path, *facts, dict(effect.random), effect.lost)
         except Exception as error:  # noqa: BLE001 - see above
             if not isinstance(error, SnapshotError | OSError | MemoryError):
                 traceback.print_exc()
             return k.Recorded(effect.version, str(error) or type(error).__name__)
+        if missing:
+            self.warn(f"{effect.path} lacks {missing[0]}: its worker wrote it where this host does not see it")
         if effect.keep:
             try:
                 shelf.prune(place(effect.path).parent, effect.keep)

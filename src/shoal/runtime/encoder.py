@@ -2,10 +2,12 @@
 
 Error feedback (Seide et al. 2014; Karimireddy et al., arXiv 1901.09847, algorithm 2): p = g + e is encoded in place
 of the gradient g, and what the code C(p) lacks becomes the next residual, e = p - C(p). A contribution that
-no commit took lost all of it: then e = p. A step that is taken back never was: e stays as it is.
+no commit took lost all of it: then e = p. A step that is taken back, or was void, never was: e stays as it is.
 """
 
 from __future__ import annotations
+
+from threading import Condition
 
 import numpy as np
 import numpy.typing as npt
@@ -15,44 +17,72 @@ from shoal.codec.packed import Packed
 from shoal.core.shared import lay_out_packed
 from shoal.kernel import Encoded, Floats, read_only
 from shoal.placement import blocks_of_tensor, cut
+from shoal.runtime.residuals import Residuals
 from shoal.vocabulary import TableSpec
 
 Bytes = npt.NDArray[np.uint8]
+
+PIECE_ELEMENTS = 1 << 16  # worked on at a time: they stay in the core's cache. Whole records of every codec
 
 
 class Encoder:
     """The encoded gradients of one worker, of a table that packs some (codec.packs).
 
-    memory: (bytes,) where servers on this host read them; None: memory of its own. One thread a tensor, and the
-    ends of steps on any.
+    memory: (bytes,) where servers on this host read them; None: memory of its own. descriptor: of memory in which
+    residuals outlive this process (see residuals.py). One thread a tensor, and the ends of steps on any.
     """
 
-    def __init__(self, spec: TableSpec, memory: memoryview | None) -> None:
+    def __init__(self, spec: TableSpec, memory: memoryview | None, descriptor: int | None = None) -> None:
         self._spec = spec
         self._slices, size_bytes = lay_out_packed(spec)
         self._memory = memoryview(bytearray(size_bytes)) if memory is None else memory
-        self._residuals: dict[int, Floats] = {}  # by tensor: what its codec lost so far
-        self._pending: dict[int, Floats] = {}  # by tensor: the residual if the step that is under way counts
-        self._multiplier = 1.0  # of the gradients that the residuals are of
+        fed = [tensor for tensor in spec.tensors if _fed(push_codec(tensor))]
+        self._residuals = Residuals({tensor.name: tensor.elements for tensor in fed}, descriptor) if fed else None
+        self._pending: set[int] = set()  # tensors whose residual is written, if the step that is under way counts
+        self._multiplier = 1.0  # of the gradients that are encoded
+        self._sealed = False  # the step is over, and whether it counts not known
+        self._clock = 0  # since when the residual is what it is
+        self._turn = Condition()  # guards the two above, and those below
+        self._wanted: dict[int, int] = {}  # by number: the clock with whose first residual it is to be kept
+        self._kept: dict[int, int | None] = {}  # by number: a half that is pinned; None: there is none
+        self._closed = False
+
+    # --- steps ------------------------------------------------------------------------------------
+
+    def adopt(self, used: tuple[int, int], clock: int) -> bool:
+        """Begin at this clock, with the residual that a process before this one left, if any; used: see Residuals."""
+        self._clock = clock
+        found = self._residuals is not None and self._residuals.adopt(used)
+        self._multiplier = self._residuals.multiplier if self._residuals is not None else 1.0
+        return found
+
+    def load(self, arrays: dict[str, Floats]) -> None:
+        """Begin with the residual of a snapshot."""
+        if self._residuals is not None:
+            self._residuals.load(arrays)
 
     def encode(self, tensor: int, gradient: Bytes, worker: int, clock: int) -> None:
         """Take in a gradient: its bytes, row-major, in the parameter's dtype. worker, clock: what chance depends on."""
         item = self._spec.tensors[tensor]
         codec, plain = push_codec(item), codec_for(item.dtype)
         values = gradient.view(plain.item)
-        if isinstance(codec, Packed) and codec.feedback:
-            values = self._with_residual(tensor, values, plain)
-        elif codec is not plain and plain is not FLOAT32:
-            values = _widened(values, plain)
+        if _fed(codec) and self._residuals is not None:
+            self._residuals.begin()
+            self._pending.add(tensor)
+        scratch = np.empty(min(PIECE_ELEMENTS, values.size), np.float32)
         for index in blocks_of_tensor(self._spec)[tensor]:
-            block = cut(self._spec)[index]
-            part, target = values[block.start : block.stop], np.frombuffer(self.block(index), codec.item)
-            if codec is plain:
-                target[:] = part
-                continue
-            encode(codec, target, part, chance_of(worker, clock, index))
-            if isinstance(codec, Packed) and codec.feedback:
-                codec.add(part, read_only(target), np.float32(-1))  # values are this step's residual already
+            block, encoded = cut(self._spec)[index], np.frombuffer(self.block(index), codec.item)
+            chance = chance_of(worker, clock, index)
+            for start in range(0, block.elements, PIECE_ELEMENTS):
+                stop = min(start + PIECE_ELEMENTS, block.elements)
+                place, target = slice(block.start + start, block.start + stop), encoded[_span(codec, start, stop)]
+                if codec is plain:
+                    target[:] = values[place]
+                    continue
+                meant = self._meant(tensor, values, place, scratch)
+                encode(codec, target, meant, chance + start)
+                if isinstance(codec, Packed) and codec.feedback:
+                    codec.add(meant, read_only(target), np.float32(-1))  # it is this step's residual already
 
     def block(self, index: int) -> memoryview:
         """The bytes of a block, as encoded last."""
@@ -61,32 +91,109 @@ class Encoder:
     def restart(self) -> None:
         """What was encoded for this step never was."""
         self._pending.clear()
+        if self._residuals is not None:
+            self._residuals.drop()
 
-    def end(self, committed: bool) -> None:
-        """The step is over; committed: what was encoded is in the log."""
-        for tensor, residual in self._pending.items():
+    def seal(self, incarnation: int, clock: int) -> None:
+        """All of the step is encoded, and is this contribution from here on."""
+        if self._residuals is None:
+            return
+        self._residuals.begin()
+        for tensor, item in enumerate(self._spec.tensors):
+            if tensor not in self._pending and _fed(push_codec(item)):
+                base, target = self._residuals.base(item.name), self._residuals.next(item.name)
+                if base is None:
+                    target[:] = 0
+                else:
+                    FLOAT32.first(target, read_only(base), self._ratio)
+        self._residuals.seal(incarnation, clock, self._multiplier)
+        with self._turn:
+            self._sealed = True
+
+    def end(self, committed: bool, clock: int) -> None:
+        """The step is over, and the next one is of this clock; committed: what was sealed is in the log."""
+        if self._residuals is not None and self._sealed:
             if not committed:
-                self._add_back(tensor, residual)
-            self._residuals[tensor] = residual
+                self._residuals.unseal()
+                for tensor in self._pending:
+                    self._add_back(tensor, self._residuals.next(self._spec.tensors[tensor].name))
+                self._residuals.reseal()
+            self._residuals.advance()
         self._pending.clear()
+        with self._turn:
+            self._sealed, self._clock = False, clock
+            for number, wanted in list(self._wanted.items()):
+                if wanted <= clock:
+                    del self._wanted[number]
+                    self._keep(number, wanted)
+            self._turn.notify_all()
 
     def rescale(self, multiplier: float) -> bool:
         """The gradients of this step are to be multiplied by this. True: what was encoded has to be encoded again, for
         the residuals in it were of gradients scaled otherwise."""
         if multiplier == self._multiplier:
             return False
-        ratio = np.float32(self._multiplier / multiplier)
         self._multiplier = multiplier
-        for residual in self._residuals.values():
-            residual *= ratio
-        return not self._residuals.keys().isdisjoint(self._pending)
+        return bool(self._pending) and self._residuals is not None and not self._residuals.empty
 
-    def _with_residual(self, tensor: int, values: Encoded, plain: Codec) -> Floats:
-        found = _widened(values, plain)
-        if tensor in self._residuals:
-            found += self._residuals[tensor]
-        self._pending[tensor] = found
-        return found
+    # --- snapshots: from other threads ---------------------------------------------------------------
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there is anything that a snapshot should have."""
+        return self._residuals is not None
+
+    def keep(self, number: int, clock: int, here: bool) -> None:
+        """Have the residual with which `clock` begins stay until it is taken; 0: the newest. here: the worker is past
+        the clock before, but for the end of its step."""
+        with self._turn:
+            if clock <= self._clock or (here and not self._sealed):
+                self._keep(number, clock)
+            else:
+                self._wanted[number] = clock
+
+    def take(self, number: int, seconds: float) -> dict[str, Floats] | None:
+        """Wait for what keep() was asked for; a copy of it, None if there is nothing, or it did not come."""
+        with self._turn:
+            self._turn.wait_for(lambda: number in self._kept or self._closed, seconds)
+            self._wanted.pop(number, None)
+            half = self._kept.pop(number, None)
+        return None if half is None or self._residuals is None else self._residuals.take(half)
+
+    def close(self) -> None:
+        """Nobody trains any more."""
+        with self._turn:
+            self._closed = True
+            self._turn.notify_all()
+
+    def _keep(self, number: int, clock: int) -> None:
+        late = 0 < clock < self._clock  # it is another by now
+        self._kept[number] = None if late or self._residuals is None else self._residuals.pin()
+        self._turn.notify_all()
+
+    # --- helpers ------------------------------------------------------------------------------------
+
+    @property
+    def _ratio(self) -> np.float32:
+        """What residuals are multiplied by, to be of gradients that are scaled as those that are encoded."""
+        assert self._residuals is not None
+        return np.float32(self._residuals.multiplier / self._multiplier)
+
+    def _meant(self, tensor: int, values: Encoded, place: slice, scratch: Floats) -> Floats:
+        """A piece of what is to be encoded, in float32: where its residual goes, if it has one."""
+        item = self._spec.tensors[tensor]
+        codec, plain, part = push_codec(item), codec_for(item.dtype), read_only(values[place])
+        if self._residuals is None or not _fed(codec):
+            if plain is FLOAT32:
+                return values[place]
+            meant = scratch[: place.stop - place.start]
+            plain.first(meant, part, np.float32(1))
+            return meant
+        meant, base = self._residuals.next(item.name)[place], self._residuals.base(item.name)
+        plain.first(meant, part, np.float32(1))
+        if base is not None:
+            FLOAT32.add(meant, read_only(base[place]), self._ratio)
+        return meant
 
     def _add_back(self, tensor: int, residual: Floats) -> None:
         codec = push_codec(self._spec.tensors[tensor])
@@ -96,8 +203,11 @@ class Encoder:
             codec.add(residual[block.start : block.stop], encoded, np.float32(1))
 
 
-def _widened(values: Encoded, plain: Codec) -> Floats:
-    """A copy in float32."""
-    found = np.empty(values.size, np.float32)
-    plain.first(found, read_only(values), np.float32(1))
-    return found
+def _fed(codec: Codec | Packed) -> bool:
+    """Whether it needs error feedback."""
+    return isinstance(codec, Packed) and codec.feedback
+
+
+def _span(codec: Codec | Packed, start: int, stop: int) -> slice:
+    """Where elements start..stop of a block are encoded."""
+    return slice(codec.offset(start), codec.offset(stop))

@@ -29,6 +29,8 @@ from shoal.transport.tcp import SCHEME, host_and_port
 
 READY = "SHOAL READY"
 BEGUN = "SHOAL BEGUN"
+ESTATE = "SHOAL_ESTATE"  # the number of a worker's descriptor of memory that outlives it (launch/estate.py)
+ESTATE_NAME = "shoal-estate"
 LOWEST_PRIORITY = 19
 DEPOSED = 75  # exit status of a coordinator in whose place another one leads, or will (EX_TEMPFAIL: try again)
 FLUSH_SECONDS = 0.2  # for last words to leave before the process ends
@@ -72,6 +74,19 @@ def rank_from(name: str, environment: Mapping[str, str] = os.environ) -> int:
 def epoch_from(environment: Mapping[str, str] = os.environ) -> int:
     """The number in SHOAL_EPOCH: 1 for the first coordinator of a job, and one more for each that follows."""
     return _at_least_one("SHOAL_EPOCH", environment)
+
+
+def take_estate() -> int | None:
+    """The descriptor that SHOAL_ESTATE names; None without one, or where it names anything else. The first to ask has
+    it: neither a second worker of this process nor the processes that it starts do."""
+    try:
+        descriptor = int(os.environ.pop(ESTATE, ""))
+        if not os.readlink(f"/proc/self/fd/{descriptor}").startswith(f"/memfd:{ESTATE_NAME}"):
+            return None
+        os.set_inheritable(descriptor, False)
+    except (ValueError, OSError):
+        return None
+    return descriptor
 
 
 def tls_from(environment: Mapping[str, str] = os.environ) -> Tls | None:

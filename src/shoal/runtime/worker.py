@@ -29,6 +29,7 @@ from shoal.runtime.encoder import Encoder
 from shoal.runtime.loop_thread import LoopThread
 from shoal.runtime.shared import Bytes, SharedMemory
 from shoal.runtime.worker_node import WorkerNode
+from shoal.storage.snapshot import read_lost, read_manifest
 from shoal.transport import Wrap, unwrapped
 from shoal.vocabulary import ITEM_BYTES, Dataset, Lease, TableSpec
 
@@ -55,13 +56,17 @@ class Worker:
         wrap: Wrap = unwrapped,
         thread: LoopThread | None = None,
         resumed_from: str | None = None,
+        estate: int | None = None,
     ) -> None:
         """Join the job whose coordinator listens at `coordinator`; resumed_from: the snapshot that it began from.
+
+        estate: the descriptor of memory in which an earlier life of this worker may have left something.
 
         Raises StartupError when nobody answers there, or not all servers are there in time.
         """
         self.workers = job.workers
         self.resumed_from = resumed_from
+        self._estate = estate
         self._job = job
         self._thread = thread or LoopThread("shoal-worker")
         self._owns_thread = thread is None
@@ -136,7 +141,9 @@ class Worker:
             self._node.shared = SharedMemory(layout)
             self._all_near = len(near) == shards
         if packs(spec):
-            self._node.encoder = Encoder(spec, None if self._node.shared is None else self._node.shared.arena.memory)
+            memory = None if self._node.shared is None else self._node.shared.arena.memory
+            encoder = self._node.encoder = Encoder(spec, memory, self._estate)
+            self._node.session.keeps = encoder.keeps
         if any(tensor.pull for tensor in spec.tensors):
             self._node.decoder = Decoder(spec)
         answer = self._ask(s.Declare(spec, near if layout is not None else ()))
@@ -166,6 +173,7 @@ class Worker:
         """Wait for the initial parameters, the same on every worker."""
         answer = self._wait(self._seeded) if self._seeded is not None else self._ask(s.Await())
         assert isinstance(answer, k.Fresh)
+        self._inherit(answer.clock)
         return answer
 
     def gradient_memory(self, tensor: int) -> Bytes | None:
@@ -253,6 +261,11 @@ class Worker:
         count = samples if samples is not None else self.leased or 1
         leases = tuple(lease.identity for lease in self._leases)
         self._leases = []
+        if self._node.encoder is not None:
+            if void or not count:
+                self._node.encoder.restart()  # nobody will use it
+            else:
+                self._node.encoder.seal(self._node.session.incarnation, self.clock)
         finish = s.Finish(count, leases, tuple(rates), multiplier, void)
         written, self._written = self._written, []
         self._check_open()
@@ -297,7 +310,7 @@ class Worker:
             self._node.progress.end()
             assert isinstance(fresh, k.Fresh)
             if self._node.encoder is not None:
-                self._node.encoder.end(fresh.committed)
+                self._node.encoder.end(fresh.committed, fresh.clock)
             if self._ahead is not None:
                 (dataset, lease), self._ahead = self._ahead, None
                 answer = self._ask(s.Take(dataset, lease.epoch))
@@ -395,6 +408,7 @@ class Worker:
             pass  # whoever waits for the step is told; who leaves is not
         try:
             if self._node.failure is None:
+                self._thread.call(self._node.retained())
                 self.await_snapshot()
         finally:
             self._leave()
@@ -413,6 +427,14 @@ class Worker:
         self._abandon()
 
     # --- helpers ------------------------------------------------------------------------------
+
+    def _inherit(self, clock: int) -> None:
+        """Go on with what codecs had lost when an earlier life of this worker ended, or when the snapshot was taken."""
+        encoder, source = self._node.encoder, self.resumed_from
+        if encoder is None or encoder.adopt(self._node.session.used, clock) or not encoder.keeps:
+            return
+        if source is not None and read_manifest(source).clock + 1 == clock:
+            encoder.load(read_lost(source, self.rank))
 
     def _post(self, function: Any, *arguments: object) -> None:
         self._thread.loop.call_soon_threadsafe(function, *arguments)

@@ -6,6 +6,7 @@ from. Where servers share memory with the worker, words are enough (shared.py).
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 from collections.abc import Mapping, Sequence
@@ -16,13 +17,14 @@ from shoal import errors
 from shoal.config import Job
 from shoal.core import machine as k
 from shoal.core import session as s
-from shoal.errors import ProtocolError, ShoalError
+from shoal.errors import ProtocolError, ShoalError, SnapshotError
 from shoal.placement import blocks_of_tensor, cut
 from shoal.runtime.decoder import Decoder
 from shoal.runtime.encoder import Encoder
 from shoal.runtime.node import Node
 from shoal.runtime.progress import Progress
 from shoal.runtime.shared import Bytes, SharedMemory, same_memory
+from shoal.storage.snapshot import write_lost
 from shoal.transport import ALTERNATIVE, Wrap, unwrapped
 from shoal.vocabulary import COORDINATOR, ITEM_BYTES, node_number, server_name, worker_name
 from shoal.wire import messages as m
@@ -48,6 +50,7 @@ class WorkerNode(Node):
         self.decoder: Decoder | None = None  # of a table with pull codecs
         self._in_place: list[bool] = []  # by tensor: what is bound is the servers' own memory
         self.progress = Progress()
+        self._retaining: set[asyncio.Task[None]] = set()  # writing what codecs have lost, for snapshots
 
     def machine(self) -> s.Session:
         return self.session
@@ -139,6 +142,11 @@ class WorkerNode(Node):
                 self.seed()  # whoever was to seed is gone: the thread already waits for parameters
             case k.Failed(kind, text):
                 self.fail(getattr(errors, kind)(text))
+            case k.Retain(seq, clock, _, here) if self.encoder is not None:
+                self.encoder.keep(seq, clock, here)
+                task = asyncio.get_running_loop().create_task(self._retain(effect, self.encoder))
+                self._retaining.add(task)
+                task.add_done_callback(self._retaining.discard)
             case k.Snapshotted():
                 if self.snapshot is not None and not self.snapshot.done():
                     self.snapshot.set_result(effect)
@@ -155,6 +163,8 @@ class WorkerNode(Node):
             return  # the first one says why, what follows from it does not
         self.failure = error
         self._let_rest()
+        if self.encoder is not None:
+            self.encoder.close()
         if self.shared is not None:
             self.shared.close()  # the job may go on without this worker; its model must not
         for waiting in (self.answer, self.snapshot):
@@ -172,6 +182,30 @@ class WorkerNode(Node):
 
     def broke(self, error: Exception) -> None:
         self.fail(errors.JobError(f"{self.name} met a defect of Shoal: {error!r}"))
+
+    async def retained(self) -> None:
+        """Nobody trains any more: what snapshots still ask for is written and told, or is not to be had."""
+        if self.encoder is not None:
+            self.encoder.close()
+        if self._retaining:
+            await asyncio.wait(self._retaining, timeout=self.job.limits.wait_ms / 1000)
+
+    async def _retain(self, effect: k.Retain, encoder: Encoder) -> None:
+        file = await asyncio.to_thread(self._write_lost, effect, encoder)
+        self.event(k.Retained(effect.seq, file))
+
+    def _write_lost(self, effect: k.Retain, encoder: Encoder) -> str:
+        """The receipt of the file; a snapshot without it is one, so nobody is told why there is none."""
+        arrays = encoder.take(effect.seq, self.job.limits.wait_ms / 1000)
+        try:
+            return write_lost(effect.path, self.session.worker, arrays) if arrays else ""
+        except (SnapshotError, OSError):
+            return ""
+
+    async def close(self) -> None:
+        if self.encoder is not None:
+            self.encoder.close()
+        await super().close()
 
     def _let_rest(self) -> None:
         """The bound memory is the training thread's again: what still comes, by any stream, lands nowhere."""

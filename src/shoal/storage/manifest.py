@@ -6,6 +6,7 @@ byte shows, wherever it is.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -20,6 +21,8 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 MODEL = "model.safetensors"
 RANDOM = "random.safetensors"
+LOST = "lost-{}.safetensors"  # of the worker of this rank
+_LOST = re.compile(r"lost-\d+\.safetensors")
 
 _MARK, _END = b',\n "digest": "', b'"\n}\n'
 
@@ -49,7 +52,8 @@ class File(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True):
     """What the files of a snapshot are together.
 
-    files: the shards' in order, that of the workers' random states if there are any, the model's. version, clock:
+    files: the shards' in order, that of the workers' random states if there are any, those of what their codecs have
+    lost, the model's. version, clock:
     of the job then. state: whatever else the job keeps, as its coordinator gave it. written: when, in seconds since
     1970.
     """
@@ -75,7 +79,14 @@ class Manifest(msgspec.Struct, frozen=True):
     @property
     def random(self) -> File | None:
         """The workers' random states."""
-        return next(iter(self.files[self.shards : -1]), None)
+        return self._of_workers(RANDOM)
+
+    def lost(self, rank: int) -> File | None:
+        """What the codecs of the worker of this rank have lost."""
+        return self._of_workers(LOST.format(rank))
+
+    def _of_workers(self, name: str) -> File | None:
+        return next((file for file in self.files[self.shards : -1] if file.name == name), None)
 
     @property
     def size_bytes(self) -> int:
@@ -120,7 +131,8 @@ def read(place: Place) -> Manifest:
         raise SnapshotError(f"{path} is not a manifest: {error}") from None
     names = [file.name for file in manifest.files]
     strange = len(set(names)) < len(names) or any("/" in name or name in (".", "..") for name in names)
-    if strange or names[manifest.shards :] not in ([MODEL], [RANDOM, MODEL]):
+    others = [name for name in names[manifest.shards :] if not _LOST.fullmatch(name)]
+    if strange or others not in ([MODEL], [RANDOM, MODEL]) or names[-1] != MODEL:
         raise SnapshotError(f"{path} names the files {names} for {manifest.shards} shards and the model")
     return manifest
 

@@ -20,7 +20,9 @@ from shoal.storage.manifest import MANIFEST, Manifest
 from shoal.storage.place import Place, place
 from shoal.vocabulary import TableSpec
 
-_OURS = re.compile(r"\.?(shard-\d+-of-\d+\.safetensors|(model|random)\.safetensors|manifest\.json)(\.[\w.]+\.tmp)?")
+_OURS = re.compile(
+    r"\.?(shard-\d+-of-\d+\.safetensors|(model|random|lost-\d+)\.safetensors|manifest\.json)(\.[\w.]+\.tmp)?"
+)
 _SHARD = re.compile(r"\.?shard-\d+-of-\d+\.safetensors(\.[\w.]+\.tmp)?")
 
 

@@ -11,7 +11,7 @@ manifest is written, by reading everything back past the page cache, and wheneve
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from shoal.storage import manifest as manifests
 from shoal.storage import shelf, tensors
 from shoal.storage.damage import Damage
 from shoal.storage.hashed import Writer, check
-from shoal.storage.manifest import FORMAT, MANIFEST, RANDOM, File, Manifest
+from shoal.storage.manifest import FORMAT, LOST, MANIFEST, RANDOM, File, Manifest
 from shoal.storage.model import write_model
 from shoal.storage.place import Place, is_url, place
 from shoal.storage.shard_file import (
@@ -82,11 +82,13 @@ def write_manifest(
     spec: TableSpec,
     state: dict[str, Any] | None = None,
     random: Mapping[int, bytes] | None = None,
-) -> None:
+    lost: Sequence[str] = (),
+) -> list[str]:
     """Make the files of all shards one snapshot. This takes as long as reading all of them.
 
     receipts: what write_shard returned, by shard. state: whatever else must be kept, as JSON can hold it.
-    random: the random state of workers, by rank.
+    random: the random state of workers, by rank. lost: what write_lost returned, of each worker that could; returns
+    the names of those that are not here, and so are left out.
     SnapshotError if a file is not there as its shard wrote it, or if something cannot be written.
     """
     target = place(directory)
@@ -104,6 +106,8 @@ def write_manifest(
             )
         check(target, file, once=True)
     others = [_write_random(target, random)] if random else []
+    told = [File.of_receipt(receipt) for receipt in lost]
+    others += [file for file in told if file.name in there]
     with Pieces(target, files, once=True) as pieces:
         others.append(write_model(target, pieces, spec))
     for file in others:
@@ -112,6 +116,7 @@ def write_manifest(
     with target.create(MANIFEST) as out:
         out.write(manifests.encoded(manifest))
     manifests.read(target)
+    return [file.name for file in told if file.name not in there]
 
 
 def read_manifest(directory: Path | str) -> Manifest:
@@ -173,6 +178,27 @@ def read_parameters(directory: Path | str) -> dict[str, Floats]:
     return {tensor.name: flat[tensor.name].reshape(tensor.shape) for tensor in manifest.spec.tensors}
 
 
+def write_lost(directory: Path | str, rank: int, arrays: Mapping[str, Floats]) -> str:
+    """Write what the codecs of the worker of this rank have lost, by name; returns the file's receipt for
+    write_manifest (SnapshotError if it cannot be written)."""
+    return _write(place(directory), LOST.format(rank), arrays).receipt
+
+
+def read_lost(directory: Path | str, rank: int) -> dict[str, Floats]:
+    """What write_lost wrote; empty if the snapshot has nothing of this worker (SnapshotError as read_into)."""
+    where = place(directory)
+    file = read_manifest(directory).lost(rank)
+    found: dict[str, Array] = {}
+
+    def target_of(entry: Entry) -> Array:
+        found[entry.name] = np.empty(entry.shape, entry.dtype)
+        return found[entry.name]
+
+    if file is not None:
+        read_checked(where, file, target_of)
+    return found
+
+
 def read_random(directory: Path | str, rank: int) -> bytes | None:
     """The random state of the worker of this rank; None if the snapshot has none (SnapshotError as read_into)."""
     where = place(directory)
@@ -192,14 +218,17 @@ def read_random(directory: Path | str, rank: int) -> bytes | None:
 
 def _write_random(target: Place, random: Mapping[int, bytes]) -> File:
     """One array of bytes a worker, named by its rank."""
-    arrays = {str(rank): np.frombuffer(state, np.uint8) for rank, state in sorted(random.items())}
-    with target.create(RANDOM) as file:
+    return _write(target, RANDOM, {str(rank): np.frombuffer(state, np.uint8) for rank, state in sorted(random.items())})
+
+
+def _write(target: Place, name: str, arrays: Mapping[str, Array]) -> File:
+    with target.create(name) as file:
         writer = Writer(file)
         places = tensors.in_order((name, array.dtype, array.shape) for name, array in arrays.items())
         writer.write(tensors.header(places, {}))
         for item in places:
             writer.write(tensors.as_bytes(arrays[item.name]))
-    return writer.written(RANDOM)
+    return writer.written(name)
 
 
 class _Unchanged(Exception):

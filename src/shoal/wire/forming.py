@@ -9,6 +9,9 @@ from shoal.wire.replica import Placed
 # --- opening a connection ---------------------------------------------------------------------
 
 
+NOTHING = (-1, 0)  # in Declared.used: none of its contributions is
+
+
 class Hello(Message, frozen=True, array_like=True, tag=True):
     protocol: int
     job: str
@@ -83,11 +86,15 @@ class Created(Message, frozen=True, array_like=True, tag=True):
 
 
 class Declared(Message, frozen=True, array_like=True, tag=True):
-    """The table exists. seed: this worker must push its initial parameters as clock 0."""
+    """The table exists. seed: this worker must push its initial parameters as clock 0.
+
+    used: (incarnation, clock) of the last contribution of an earlier life of this worker that is in the log.
+    """
 
     worker: int
     incarnation: int
     seed: bool
+    used: tuple[int, int] = NOTHING
 
 
 class Attach(Message, frozen=True, array_like=True, tag=True):

@@ -123,24 +123,28 @@ class SnapshotRequest(Message, frozen=True, array_like=True, tag=True):
 
 
 class Recall(Message, frozen=True, array_like=True, tag=True):
-    """Asks for a worker's random state as it was when the worker began to compute `clock`; 0: the newest.
+    """Asks for a worker's random state as it was when the worker began to compute `clock`; 0: the newest. What its
+    codecs had lost by then it writes itself.
 
-    seq: of the snapshot's entry.
+    seq: of the snapshot's entry. path: of the snapshot.
     """
 
     worker: int
     incarnation: int
     seq: int
     clock: int
+    path: str = ""
 
 
 class Recalled(Message, frozen=True, array_like=True, tag=True):
-    """Answers Recall. state: the adapter's own; empty if the worker kept none."""
+    """Answers Recall. state: the adapter's own; empty if the worker kept none. file: a receipt of the file that it has
+    written; "" if there is none."""
 
     worker: int
     incarnation: int
     seq: int
     state: bytes
+    file: str = ""
 
 
 class Saved(Message, frozen=True, array_like=True, tag=True):
