@@ -122,3 +122,17 @@ def test_what_cannot_be_measured_is_refused() -> None:
         Plan(peers=("ray",)).check()
     with pytest.raises(ConfigurationError, match="--rate and --delay"):
         Plan(shape=Shape(0, 10.0)).check()
+
+
+@needs_rights
+@pytest.mark.slow
+def test_training_over_the_link_by_each_method(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    sizes = ("--params", "100000", "--steps", "2", "--rounds", "1", "--delay", "1")
+    result = CliRunner().invoke(bench_app, ["link", "--train", *sizes, "--json", str(path)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    rows = {row["name"]: row for row in json.loads(path.read_text())}
+    assert tuple(rows) == ("compute", "ddp", "bfloat16", "int8", "streaming")
+    assert rows["ddp"]["of_ddp"] == rows["compute"]["of_compute"] == 1
+    assert all(row["of_compute"] < 1.2 for row in rows.values())
+    assert left(os.getpid()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -104,14 +105,14 @@ class LocalSteps:
         """The rule that servers apply: `outer`, or, where that harms and the rate rule is on, something between plain
         averaging at H = 1 and `outer` at H = 10.
 
-        With s = (H - 1) / (FULL_WINDOW - 1): momentum s mu, rate 1 + s (eta - 1). An outer step along differences
+        With s = log H / log FULL_WINDOW: momentum s mu, rate 1 + s (eta - 1). An outer step along differences
         that all point the same way is 1 / (1 - mu) times as long as one of them: what spares a long window, whose
         differences hardly do, throws off a short one. Ours; found by `shoal bench learn`.
         """
         if not (self.short and self.rate_rule):
             return self.outer
         assert isinstance(self.outer, SGD)
-        share = (self.every - 1) / (FULL_WINDOW - 1)
+        share = math.log(self.every) / math.log(FULL_WINDOW)
         momentum, rate = share * self.outer.momentum, 1 + share * (self.outer.lr - 1)
         return replace(self.outer, lr=rate, momentum=momentum, nesterov=self.outer.nesterov and momentum > 0)
 
