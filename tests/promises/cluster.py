@@ -76,7 +76,7 @@ def table(
 
 def promised_table(packed: bool = False) -> TableSpec:
     """packed: of gradients whose codecs need error feedback."""
-    pushes = ("2bit", "sign", "topk", "", "randomk") if packed else ("",) * 5
+    pushes = ("powersgd2", "sign", "topk", "", "randomk") if packed else ("",) * 5
     return table((AdamW(lr=0.1, weight_decay=0.1, clip_norm=2.0),), paged=True, pushes=pushes)
 
 

@@ -21,10 +21,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "lamb": (LAMB(lr=0.1, weight_decay=0.1, clip_norm=1.0),),
     "adamw of packed gradients": (AdamW(lr=0.1, clip_norm=2.0),),
     "adamw of a part of the gradients": (AdamW(lr=0.1, clip_norm=2.0),),
+    "adamw of narrow products": (AdamW(lr=0.1, clip_norm=2.0),),
     "adamw, changes packed": (AdamW(lr=0.1, clip_norm=2.0),),
 }
 PUSHES = {  # by tensor; "": as it is
     "adamw of packed gradients": ("2bit", "", "sign", "int8", "int4"),
+    "adamw of narrow products": ("powersgd2", "powersgd1", "powersgd1", "powersgd8", "powersgd4"),
     "adamw of a part of the gradients": ("topk", "randomk", "", "topk", "randomk"),
 }
 PULLS = {"adamw, changes packed": ("int8", "2bit", "", "", "bfloat16")}

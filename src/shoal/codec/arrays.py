@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shoal.kernel import Encoded, Floats, kernel, specialised
+from shoal.kernel import Encoded, Floats, element, kernel, specialised
 
 Widen = Callable[[Any], np.float32]  # from what one element travels as
 Narrow = Callable[[np.float32], Any]  # and back, rounded to nearest even
@@ -49,6 +49,16 @@ def encode_of(narrow: Narrow) -> Callable[[Encoded, Floats], None]:
             encoded[i] = narrow(values[i])
 
     return specialised(encode)
+
+
+@element
+def keep(total: Any, i: Any, x: Any) -> None:
+    total[i] = x
+
+
+@element
+def sum_up(total: Any, i: Any, x: Any) -> None:
+    total[i] += x
 
 
 # Copies that tell the largest magnitude among the bits of a float, in which infinity is above all

@@ -1,7 +1,8 @@
 """The tables of wire formats: how a block's elements travel, and how they join a sum.
 
 Parameters travel in one of CODECS, element by element; gradients, and what changes in parameters, in one of those, or
-in one of PACKED, which lose something. A further codec is one more row; nothing else knows the formats by name.
+in one of PACKED, which lose something. Gradients of matrices travel as products of narrow ones, too (RANKS). A further
+codec is one more row; nothing else knows the formats by name.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy.typing as npt
 
 from shoal.codec import arrays, floats, streamed
 from shoal.codec.arrays import Narrow, Widen
-from shoal.codec.packed import Packed
+from shoal.codec.lowrank import RANKS, low_rank_of
+from shoal.codec.packed import Packed, Recorded
 from shoal.codec.quantised import QUANTISED
 from shoal.codec.sparse import SPARSE
 from shoal.errors import ConfigurationError
@@ -153,10 +155,12 @@ def mixed(gradient: Codec | Packed, parameter: Codec) -> Codec | Mixed:
 
 def push_codec(tensor: TensorSpec) -> Codec | Packed:
     """The codec of a tensor's gradients (ConfigurationError for one that nobody knows)."""
+    if tensor.push in RANKS:
+        return low_rank_of(tensor) or codec_for(tensor.dtype)
     return PACKED[tensor.push] if tensor.push in PACKED else codec_for(tensor.push or tensor.dtype)
 
 
-def pull_codec(tensor: TensorSpec) -> Codec | Packed | None:
+def pull_codec(tensor: TensorSpec) -> Codec | Recorded | None:
     """The codec of what changes in a tensor's parameters; None: they come as they are (ConfigurationError for a codec
     that nobody knows)."""
     if not tensor.pull:
@@ -187,10 +191,10 @@ def packs(spec: TableSpec) -> bool:
     return any(tensor.push not in ("", tensor.dtype) for tensor in spec.tensors)
 
 
-PACKED: dict[str, Packed] = {codec.name: codec for codec in (*QUANTISED, *SPARSE)}
+PACKED: dict[str, Recorded] = {codec.name: codec for codec in (*QUANTISED, *SPARSE)}
 FLOAT32 = CODECS["float32"]
-PUSHES = (*CODECS, *PACKED)  # names of all codecs that gradients may travel in
-PULLS = tuple(name for name in PUSHES if name != FLOAT32.name)  # and changes of parameters
+PUSHES = (*CODECS, *PACKED, *RANKS)  # names of all codecs that gradients may travel in
+PULLS = tuple(name for name in (*CODECS, *PACKED) if name != FLOAT32.name)  # and changes of parameters
 
 
 def codec_for(dtype: str) -> Codec:

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from shoal.codec import quantise
-from shoal.codec.packed import Decode, Packed
+from shoal.codec.arrays import keep, sum_up
+from shoal.codec.packed import Decode, Recorded
 from shoal.kernel import Bytes, Floats, element, specialised
 
 BUCKET = 512  # elements that share a scale
@@ -25,7 +26,7 @@ Value = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
-class Quantised(Packed):
+class Quantised(Recorded):
     """Each element as a code of `bits` bits. scale: of what the levels of a bucket are multiples."""
 
     bits: int
@@ -43,11 +44,11 @@ class Quantised(Packed):
 
     @cached_property
     def first(self) -> Decode:
-        return _decode_loop(self.value, _UNPACK[self.bits], _keep)
+        return _decode_loop(self.value, _UNPACK[self.bits], keep)
 
     @cached_property
     def add(self) -> Decode:
-        return _decode_loop(self.value, _UNPACK[self.bits], _sum)
+        return _decode_loop(self.value, _UNPACK[self.bits], sum_up)
 
     @cached_property
     def _encode(self) -> Callable[[Bytes, Floats, np.uint32], None]:
@@ -88,16 +89,6 @@ def _decode_loop(value: Value, unpack: Any, join: Any) -> Callable[..., None]:
                 join(total, np.uintp(start + i), weight * np.float32(scale * value(codes[np.uintp(i)])))
 
     return specialised(decode)
-
-
-@element
-def _keep(total: Any, i: Any, x: Any) -> None:
-    total[i] = x
-
-
-@element
-def _sum(total: Any, i: Any, x: Any) -> None:
-    total[i] += x
 
 
 # --- codes in bytes: (encoded, position, codes, length) -> the position behind them ----------------

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from shoal.codec import floats, quantise
-from shoal.codec.packed import Decode, Packed
+from shoal.codec.packed import Decode, Recorded
 from shoal.kernel import Bytes, Floats, element, specialised
 
 CHUNK = 4096  # elements: places in it take 12 bits
@@ -28,7 +28,7 @@ LANES = 2 * KEPT  # maxima of so many parts of a chunk bound what is kept of it 
 
 
 @dataclass(frozen=True)
-class TopK(Packed):
+class TopK(Recorded):
     """A record: the values of the largest in order of their places, then the places. Of equals, the first are kept;
     infinity and NaN are above all numbers."""
 
@@ -55,7 +55,7 @@ class TopK(Packed):
 
 
 @dataclass(frozen=True)
-class RandomK(Packed):
+class RandomK(Recorded):
     """A record: the seed of its places, then the values in order."""
 
     record: ClassVar[int] = CHUNK

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from shoal.codec.codec import FLOAT32, Codec, chance_of, encode, pull_codec
-from shoal.codec.packed import Packed
+from shoal.codec.packed import Recorded
 from shoal.core.table import Table
 from shoal.kernel import Floats, read_only
 from shoal.tables.layout import lay_out
@@ -41,7 +41,7 @@ class Increments:
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        self.codecs: list[Codec | Packed | None] = [pull_codec(table.spec.tensors[b.tensor]) for b in table.blocks]
+        self.codecs: list[Codec | Recorded | None] = [pull_codec(table.spec.tensors[b.tensor]) for b in table.blocks]
         sizes = [
             0 if codec is None else codec.bytes_of(block.elements)
             for codec, block in zip(self.codecs, table.blocks, strict=True)

@@ -25,9 +25,9 @@ FORMS = (loops.one, loops.two, loops.more)
 
 
 class Packing(Protocol):
-    """A format that is decoded a piece at a time; codec.Packed has it. offset: where an element is encoded."""
+    """A format that is decoded a piece at a time; codec.Packed has it."""
 
-    def offset(self, start: int) -> int: ...
+    def piece(self, encoded: Encoded, start: int, stop: int) -> Encoded: ...
     @property
     def first(self) -> Callable[[Floats, Encoded, np.float32], None]: ...
     @property
@@ -215,6 +215,6 @@ def _unpacked(
             total[:] = before[start:stop]
             combine = packed.add
         for array, weight in zip(arrays, weights, strict=True):
-            combine(total, array[packed.offset(start) : packed.offset(stop)], weight)
+            combine(total, packed.piece(array, start, stop), weight)
             combine = packed.add
         yield slice(start, stop), (total,), (np.float32(1),)

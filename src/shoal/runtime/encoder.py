@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.codec.codec import FLOAT32, Codec, chance_of, codec_for, encode, push_codec
-from shoal.codec.packed import Packed
+from shoal.codec.lowrank import LowRank
+from shoal.codec.packed import Packed, Recorded
 from shoal.core.shared import lay_out_packed
 from shoal.kernel import Encoded, Floats, read_only
 from shoal.placement import blocks_of_tensor, cut
 from shoal.runtime.residuals import Residuals
-from shoal.vocabulary import TableSpec
+from shoal.vocabulary import Block, TableSpec
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -36,8 +37,9 @@ class Encoder:
         self._spec = spec
         self._slices, size_bytes = lay_out_packed(spec)
         self._memory = memoryview(bytearray(size_bytes)) if memory is None else memory
-        fed = [tensor for tensor in spec.tensors if _fed(push_codec(tensor))]
-        self._residuals = Residuals({tensor.name: tensor.elements for tensor in fed}, descriptor) if fed else None
+        self._names = [_kept_of(spec, tensor) for tensor in range(len(spec.tensors))]
+        kept = {name: elements for names in self._names for name, elements in names.items()}
+        self._residuals = Residuals(kept, descriptor) if kept else None
         self._pending: set[int] = set()  # tensors whose residual is written, if the step that is under way counts
         self._multiplier = 1.0  # of the gradients that are encoded
         self._sealed = False  # the step is over, and whether it counts not known
@@ -73,6 +75,10 @@ class Encoder:
         for index in blocks_of_tensor(self._spec)[tensor]:
             block, encoded = cut(self._spec)[index], np.frombuffer(self.block(index), codec.item)
             chance = chance_of(worker, clock, index)
+            if isinstance(codec, LowRank):
+                self._encode_whole(tensor, codec, values, block, encoded)
+                continue
+            assert isinstance(codec, Codec | Recorded)
             for start in range(0, block.elements, PIECE_ELEMENTS):
                 stop = min(start + PIECE_ELEMENTS, block.elements)
                 place, target = slice(block.start + start, block.start + stop), encoded[_span(codec, start, stop)]
@@ -99,13 +105,12 @@ class Encoder:
         if self._residuals is None:
             return
         self._residuals.begin()
-        for tensor, item in enumerate(self._spec.tensors):
-            if tensor not in self._pending and _fed(push_codec(item)):
-                base, target = self._residuals.base(item.name), self._residuals.next(item.name)
-                if base is None:
-                    target[:] = 0
-                else:
-                    FLOAT32.first(target, read_only(base), self._ratio)
+        for name in [name for tensor, names in enumerate(self._names) if tensor not in self._pending for name in names]:
+            base, target = self._residuals.base(name), self._residuals.next(name)
+            if base is None:
+                target[:] = 0
+            else:
+                FLOAT32.first(target, read_only(base), self._ratio)
         self._residuals.seal(incarnation, clock, self._multiplier)
         with self._turn:
             self._sealed = True
@@ -195,6 +200,18 @@ class Encoder:
             FLOAT32.add(meant, read_only(base[place]), self._ratio)
         return meant
 
+    def _encode_whole(
+        self, tensor: int, codec: LowRank, values: Encoded, block: Block, encoded: npt.NDArray[np.uint8]
+    ) -> None:
+        """A block as one matrix, from where the power iteration was."""
+        assert self._residuals is not None
+        meant = self._meant(tensor, values, slice(block.start, block.stop), np.empty(0, np.float32))
+        name = _start_of(self._spec, block)
+        base, column = self._residuals.base(name), block.start % codec.columns
+        start = np.zeros(codec.rank * codec.columns, np.float32) if base is None else base
+        self._residuals.next(name)[:] = codec.encode_from(encoded, meant, column, start, block.index)
+        codec.add(meant, read_only(encoded), np.float32(-1))
+
     def _add_back(self, tensor: int, residual: Floats) -> None:
         codec = push_codec(self._spec.tensors[tensor])
         for index in blocks_of_tensor(self._spec)[tensor]:
@@ -203,11 +220,25 @@ class Encoder:
             codec.add(residual[block.start : block.stop], encoded, np.float32(1))
 
 
+def _kept_of(spec: TableSpec, tensor: int) -> dict[str, int]:
+    """What is kept of a tensor from step to step, by name, and how many float32 each has: what its codec lost, and by
+    block where a power iteration was."""
+    item = spec.tensors[tensor]
+    codec = push_codec(item)
+    blocks = [cut(spec)[index] for index in blocks_of_tensor(spec)[tensor]] if isinstance(codec, LowRank) else []
+    starts = {_start_of(spec, block): codec.rank * codec.columns for block in blocks if isinstance(codec, LowRank)}
+    return {item.name: item.elements, **starts} if _fed(codec) else {}
+
+
+def _start_of(spec: TableSpec, block: Block) -> str:
+    return f"{spec.tensors[block.tensor].name}|{block.start}"
+
+
 def _fed(codec: Codec | Packed) -> bool:
     """Whether it needs error feedback."""
     return isinstance(codec, Packed) and codec.feedback
 
 
-def _span(codec: Codec | Packed, start: int, stop: int) -> slice:
+def _span(codec: Codec | Recorded, start: int, stop: int) -> slice:
     """Where elements start..stop of a block are encoded."""
     return slice(codec.offset(start), codec.offset(stop))

@@ -67,10 +67,10 @@ def optimizer(
         stay the same until this worker's next contribution. Before you use parameters in any other way than
         by calling the module or its state_dict(), call wait().
     push: the codec in which gradients travel: "bfloat16", "float16", "int8", "int4" and "e3m0" (4 bits), "2bit",
-        "sign" (1 bit), "topk" or "randomk" (1 element in 64); by default they are as wide as their parameters. A
-        parameter group may set its own. What those from "2bit" on lose is added to the next gradient (error feedback,
-        see docs/codecs.md).
-    pull: the codec in which changes of float32 parameters travel back: "bfloat16" and on, as for push. What it loses
+        "sign" (1 bit), "topk" or "randomk" (1 element in 64), or "powersgd2" (matrices, as products of rank 1, 2, 4 or
+        8); by default they are as wide as their parameters. A parameter group may set its own. What those from "2bit"
+        on lose is added to the next gradient (error feedback, see docs/codecs.md).
+    pull: the codec in which changes of float32 parameters travel back: "bfloat16" to "randomk" of these. What it loses
         is added to the next change, on the servers, and every worker computes on the same parameters. Such a table
         shares no memory between processes of one host: it is for links that are slower. A group may set its own.
 
