@@ -38,7 +38,7 @@ class Method(msgspec.Struct, frozen=True):
     momentum is Delayed Nesterov. speeds: steps of each worker in STEP_SECONDS, kept by sleeping; empty: as they
     can. whole: one worker more than the others have, each of whose contributions is of as many samples as a step of
     all of theirs: so there are as many commits as in sync, and each contribution is as many commits old as the
-    others have workers.
+    others have workers. killed: SIGKILL of the last worker in the middle of a window halfway, which is started again.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Method(msgspec.Struct, frozen=True):
     delayed: bool = False
     speeds: tuple[float, ...] = ()
     whole: bool = False
+    killed: bool = False
 
     def workers(self, plan: Plan) -> int:
         return plan.workers + self.whole
@@ -92,6 +93,8 @@ METHODS = {
         ),
         Method("async-naive", "asynchronous, H=50, 11:1, Nesterov", every=50, one_by_one=True, speeds=UNEVEN),
         Method("async-dn", "the same, Delayed Nesterov", every=50, one_by_one=True, speeds=UNEVEN, delayed=True),
+        Method("sync-int4-killed", "the same, a worker killed", push="int4", pull="int4", killed=True),
+        Method("diloco-e3m0-killed", "the same, a worker killed", every=50, push="e3m0", pull="e3m0", killed=True),
         Method("async-adamw", "Async, AdamW on servers, staleness 4", one_by_one=True, whole=True),
     )
 }
@@ -260,7 +263,7 @@ def _run(plan: Plan, method: Method, seed: int, at: Callable[[int], None]) -> Ru
             others.append(f"{source}: {text}")
 
     command = (*PROGRAM, msgspec.json.encode(lesson).decode())
-    status = launch(command, workers, 1, max_restarts=0, on_line=line, env=_environment())
+    status = launch(command, workers, 1, max_restarts=int(method.killed), on_line=line, env=_environment())
     if status != 0 or len(lived) < workers:
         ended = f"{len(lived)} of {workers} workers came to an end"
         raise JobError(f"{method.name}, seed {seed}: {ended}: {others[-3:]}")

@@ -6,6 +6,8 @@ python -m shoal.bench.learn_worker LESSON    (LESSON is JSON, see learn.Lesson)
 from __future__ import annotations
 
 import copy
+import os
+import signal
 import statistics
 import sys
 import time
@@ -102,11 +104,15 @@ class Pupil:
 
     def _in_turn(self) -> Iterator[tuple[float, Numbers]]:
         """Each step and its samples: all workers' batches of a step lie side by side."""
-        batch, step = self._lesson.batch, 0
+        batch, every = self._lesson.batch, self._lesson.method.every
+        step = (self._ps.worker.clock - 1) * max(1, every)  # 0, or who is started again goes on with the others
+        fatal = self._lesson.steps // 2 + every // 2 if step == 0 else -1
         while step < self._lesson.steps:
+            if self._lesson.method.killed and step == fatal and self._ps.rank == self._ps.workers - 1:
+                os.kill(os.getpid(), signal.SIGKILL)
             yield step, np.arange(batch) + (step * self._ps.workers + self._ps.rank) * batch
             # Who was too late for a commit goes on with the rest.
-            step = step + 1 if self._lesson.method.every else self._ps.worker.clock - 1
+            step = step + 1 if every else self._ps.worker.clock - 1
 
     def _leased(self) -> Iterator[tuple[float, Numbers]]:
         """The same from a budget that all share; the step is the share that is leased, of all workers' steps."""
