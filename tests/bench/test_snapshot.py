@@ -15,7 +15,7 @@ from shoal.errors import ConfigurationError
 
 
 def test_training_beside_snapshots(tmp_path: Path) -> None:
-    path, folder = tmp_path / "rows.json", tmp_path / "folder"
+    path, folder = tmp_path / "rows.json", tmp_path / "f"  # a socket lies in it, whose path may not be long
     folder.mkdir()
     small = ("--params", "10K", "--steps", "3", "--warmup", "1", "--snapshots", "2", "--folder", str(folder))
     result = CliRunner().invoke(bench_app, ["snapshot", *small, "--json", str(path)], catch_exceptions=False)

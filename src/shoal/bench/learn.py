@@ -93,8 +93,10 @@ METHODS = {
         ),
         Method("async-naive", "asynchronous, H=50, 11:1, Nesterov", every=50, one_by_one=True, speeds=UNEVEN),
         Method("async-dn", "the same, Delayed Nesterov", every=50, one_by_one=True, speeds=UNEVEN, delayed=True),
-        Method("sync-int4-killed", "the same, a worker killed", push="int4", pull="int4", killed=True),
-        Method("diloco-e3m0-killed", "the same, a worker killed", every=50, push="e3m0", pull="e3m0", killed=True),
+        Method("sync-int4-killed", "Sync, int4, a worker killed", push="int4", pull="int4", killed=True),
+        Method(
+            "diloco-e3m0-killed", "DiLoCo, H=50, e3m0, a worker killed", every=50, push="e3m0", pull="e3m0", killed=True
+        ),
         Method("async-adamw", "Async, AdamW on servers, staleness 4", one_by_one=True, whole=True),
     )
 }

@@ -7,7 +7,7 @@ and the optimizer's step:
 
     compute     alone, with torch's fused optimizer: no faster is possible
     ddp         fp32, all-reduced over gloo in buckets during backward
-    bfloat16    ps.optimizer(..., push="bfloat16", pull="bfloat16"), Sync()
+    bfloat16    ps.optimizer(..., push="bfloat16", pull="bfloat16", overlap=True), Sync()
     int8        the same in int8
     streaming   Streaming DiLoCo (arXiv 2501.18512): two fragments, each every H steps in e3m0, taken tau steps later
 
@@ -65,10 +65,11 @@ METHODS = (
 
 
 class Trainee(msgspec.Struct, frozen=True, kw_only=True):
-    """Which worker of which side this is."""
+    """Which worker of which side this is. steps: of a turn."""
 
     method: Method
     rank: int
+    steps: int
     size: Size
     control: str
     meeting: str
@@ -205,6 +206,7 @@ class _Run:
             trainee = Trainee(
                 method=method,
                 rank=rank,
+                steps=self._plan.steps,
                 size=self._plan.model.size,
                 control=str(self._folder / "control"),
                 meeting=str(self._folder / "meeting"),

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import shoal
-from shoal.adapters.torch import LocalOptimizer
+from shoal.adapters.torch import LocalOptimizer, Optimizer
 from shoal.bench.link_training import DDP, WORKERS, Trainee
 from shoal.bench.orders import BOTH, COMPUTE, Answer
 from shoal.bench.overlap_worker import backward, batches_of, gpt
@@ -52,6 +52,8 @@ def obey(
         backward(trained(*batches[number % SETS]))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if isinstance(optimizer, Optimizer) and (number + 1) % trainee.steps == 0:
+            optimizer.wait()  # a turn ends with its parameters in place
 
     def outcome(_: int) -> Answer:
         settle()
@@ -65,7 +67,7 @@ def optimizer(trainee: Trainee, ps: ParameterServer, model: nn.Module) -> torch.
     method = trainee.method
     codecs = {"push": method.codec, "pull": method.codec}
     if not method.every:
-        return ps.optimizer(model, shoal.AdamW(lr=RATE), sync=shoal.Sync(), **codecs)
+        return ps.optimizer(model, shoal.AdamW(lr=RATE), sync=shoal.Sync(), overlap=True, **codecs)
     local = shoal.LocalSteps(method.every, fused(model), fragments=method.fragments, overlap=method.overlap, mix=0.5)
     return ps.optimizer(model, sync=local, **codecs)
 
