@@ -118,11 +118,6 @@ class LinkTrainingRow(msgspec.Struct, frozen=True, kw_only=True):
     bound: bool
     delayed_by: str
 
-    @property
-    def ratio(self) -> float:
-        """The one that counts."""
-        return self.of_compute if self.bound else self.of_ddp
-
 
 def train_over_link(plan: Plan, show: Show) -> Iterator[LinkTrainingRow]:
     """Measure, and check what came out: a row for each side, compute first.

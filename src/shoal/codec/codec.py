@@ -192,6 +192,13 @@ def packs(spec: TableSpec) -> bool:
 
 
 PACKED: dict[str, Recorded] = {codec.name: codec for codec in (*QUANTISED, *SPARSE)}
+
+
+def pulls(spec: TableSpec) -> bool:
+    """Whether workers hold a copy of some parameters, and are sent what changes in it."""
+    return any(tensor.pull for tensor in spec.tensors)
+
+
 FLOAT32 = CODECS["float32"]
 PUSHES = (*CODECS, *PACKED, *RANKS)  # names of all codecs that gradients may travel in
 PULLS = tuple(name for name in (*CODECS, *PACKED) if name != FLOAT32.name)  # and changes of parameters

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from shoal.arena import PAGE_BYTES, Range
-from shoal.codec.codec import packs, push_bytes
+from shoal.codec.codec import packs, pulls, push_bytes
 from shoal.placement import blocks_of_tensor, cut, owned
 from shoal.tables.layout import ALIGNMENT_BYTES, lay_out
 from shoal.vocabulary import ITEM_BYTES, TableSpec
@@ -39,7 +39,7 @@ class Shared:
 def lay_out_shared(spec: TableSpec, shards: int) -> Shared | None:
     """The layout; None where a tensor would not be one run of memory, for its pieces end within a page, and where
     workers hold less than the parameters (a pull codec)."""
-    if any(tensor.pull for tensor in spec.tensors):
+    if pulls(spec):
         return None
     owner = {block: shard for shard in range(shards) for block in owned(spec, shard, shards)}
     ends = [shards * PAGE_BYTES] * shards

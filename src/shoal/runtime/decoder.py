@@ -37,20 +37,18 @@ class Decoder:
 
     def places(self, parameters: Parameters) -> dict[int, memoryview]:
         """By block, where the bytes of those that it decodes land."""
-        parts = [(block, count, self._place(block, count)) for block, count in parameters.parts if self.decodes(block)]
-        self._landed[parameters] = parts
+        sent = [(block, count) for block, count in parameters.parts if count and self.decodes(block)]
+        parts = self._landed[parameters] = [(block, count, self._place(block, count)) for block, count in sent]
         return {block: place for block, _, place in parts}
 
     def take(self, parameters: Parameters, bound: Sequence[Bytes]) -> None:
         """All has landed: the parameters, by tensor as their bytes, are what the servers published."""
         for block, count, place in self._landed.pop(parameters, []):
             copy = self._copy(block)
-            if count > 0:
+            if count != WHOLE:
                 self._add(block, copy, np.frombuffer(place, np.uint8), count)
-            if count:
-                item = self._blocks[block]
-                width = FLOAT32.bytes_of(1)
-                bound[item.tensor][item.start * width : item.stop * width] = copy.view(np.uint8)
+            item, width = self._blocks[block], FLOAT32.bytes_of(1)
+            bound[item.tensor][item.start * width : item.stop * width] = copy.view(np.uint8)
 
     def forget(self) -> None:
         """What has begun to land is not taken any more."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from shoal import errors
-from shoal.codec.codec import packs
+from shoal.codec.codec import packs, pulls
 from shoal.config import Job
 from shoal.core import machine as k
 from shoal.core import session as s
@@ -144,7 +144,7 @@ class Worker:
             memory = None if self._node.shared is None else self._node.shared.arena.memory
             encoder = self._node.encoder = Encoder(spec, memory, self._estate)
             self._node.session.keeps = encoder.keeps
-        if any(tensor.pull for tensor in spec.tensors):
+        if pulls(spec):
             self._node.decoder = Decoder(spec)
         answer = self._ask(s.Declare(spec, near if layout is not None else ()))
         assert isinstance(answer, k.Seeding)
