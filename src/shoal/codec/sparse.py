@@ -68,15 +68,15 @@ class RandomK(Recorded):
 
     @cached_property
     def first(self) -> Decode:
-        return _random_decode_loop(_zero, quantise.scrambled, _value_of, floats.widen_bfloat16)
+        return _random_decode_loop(_zero, _chosen, quantise.scrambled, _value_of, floats.widen_bfloat16)
 
     @cached_property
     def add(self) -> Decode:
-        return _random_decode_loop(_leave, quantise.scrambled, _value_of, floats.widen_bfloat16)
+        return _random_decode_loop(_leave, _chosen, quantise.scrambled, _value_of, floats.widen_bfloat16)
 
     @cached_property
     def _encode(self) -> Callable[[Bytes, Floats, np.uint32], None]:
-        return _random_encode_loop(quantise.scrambled, _put_value, floats.narrow_bfloat16)
+        return _random_encode_loop(_chosen, quantise.scrambled, _put_value, floats.narrow_bfloat16)
 
 
 # --- loops --------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def _top_decode_loop(begin: Any, place_of: Any, value_of: Any, widen: Any) -> Ca
     return specialised(decode)
 
 
-def _random_encode_loop(scrambled: Any, put_value: Any, narrow: Any) -> Callable[..., None]:
+def _random_encode_loop(chosen: Any, scrambled: Any, put_value: Any, narrow: Any) -> Callable[..., None]:
     def encode(encoded: Bytes, values: Floats, seed: np.uint32) -> None:
         position = 0
         for start in range(0, values.size, CHUNK):
@@ -137,15 +137,14 @@ def _random_encode_loop(scrambled: Any, put_value: Any, narrow: Any) -> Callable
             position += SEED_BYTES
             kept = (length + SHARE - 1) // SHARE
             for i in range(kept):
-                width = min(SHARE, length - SHARE * i)
-                place = SHARE * i + ((np.uint64(scrambled(own, i)) * np.uint64(width)) >> np.uint64(32))
+                place = chosen(scrambled, own, i, length)
                 put_value(encoded, position, i, narrow(values[np.uintp(start + np.intp(place))]))
             position += 2 * kept
 
     return specialised(encode)
 
 
-def _random_decode_loop(begin: Any, scrambled: Any, value_of: Any, widen: Any) -> Callable[..., None]:
+def _random_decode_loop(begin: Any, chosen: Any, scrambled: Any, value_of: Any, widen: Any) -> Callable[..., None]:
     def decode(total: Floats, encoded: Bytes, weight: np.float32) -> None:
         begin(total)
         position = 0
@@ -155,8 +154,7 @@ def _random_decode_loop(begin: Any, scrambled: Any, value_of: Any, widen: Any) -
             position += SEED_BYTES
             kept = (length + SHARE - 1) // SHARE
             for i in range(kept):
-                width = min(SHARE, length - SHARE * i)
-                place = SHARE * i + ((np.uint64(scrambled(own, i)) * np.uint64(width)) >> np.uint64(32))
+                place = chosen(scrambled, own, i, length)
                 total[np.uintp(start + np.intp(place))] += weight * widen(value_of(encoded, position, i))
             position += 2 * kept
 
@@ -164,6 +162,13 @@ def _random_decode_loop(begin: Any, scrambled: Any, value_of: Any, widen: Any) -
 
 
 # --- elements of these loops ----------------------------------------------------------------------
+
+
+@element
+def _chosen(scrambled: Any, own: Any, i: Any, length: Any) -> Any:
+    """Which element of a chunk of this length the i-th value of random-k is of; own: the chunk's seed."""
+    width = min(SHARE, length - SHARE * i)
+    return SHARE * i + ((np.uint64(scrambled(own, i)) * np.uint64(width)) >> np.uint64(32))
 
 
 @element
