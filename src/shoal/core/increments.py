@@ -10,7 +10,6 @@ and snapshots have it.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,7 +36,8 @@ class Increment:
 
 
 class Increments:
-    """Of one shard's table. begin, encode and end are a task's, the rest the loop's, between tasks."""
+    """Of one shard's table. begin, encode and end are a task's, the rest the loop's: between tasks, and `since` also of
+    blocks that the task has encoded."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
@@ -50,7 +50,7 @@ class Increments:
         whole_bytes = 4 * sum(b.elements for codec, b in zip(self.codecs, table.blocks, strict=True) if codec)
         self._kept_max = max(1, int(KEPT_SHARE * whole_bytes / size_bytes)) if size_bytes else 0
         self._pool = Pool(size_bytes)
-        self._kept: deque[Increment] = deque()
+        self._kept: tuple[Increment, ...] = ()  # replaced, not changed: the loop may be looking
         count = len(table.blocks)
         self._changed = np.zeros(count, np.int64)  # by position: the version of the last change
         self._whole = np.zeros(count, np.int64)  # from this version on, all increments are kept
@@ -72,6 +72,7 @@ class Increments:
     def begin(self, version: int) -> None:
         memory = self._pool.take() if self._pool.arena_bytes else memoryview(b"")
         self._next = Increment(version, memory)
+        self._kept = (*self._kept, self._next)
 
     def encode(self, position: int, scratch: Floats) -> None:
         """A block has changed. Any thread, each with a scratch of its own: (elements at a time,) float32."""
@@ -95,12 +96,12 @@ class Increments:
 
     def end(self) -> None:
         assert self._next is not None, "after begin()"
-        if self._next.positions:
-            self._kept.append(self._next)
+        kept = self._kept if self._next.positions else self._kept[:-1]
         self._next = None
-        while len(self._kept) > self._kept_max:
-            gone = self._kept.popleft()
+        excess = max(0, len(kept) - self._kept_max)
+        for gone in kept[:excess]:
             self._whole[list(gone.positions)] = gone.version
+        self._kept = kept[excess:]
 
     # --- what is sent ---------------------------------------------------------------------------------
 

@@ -61,6 +61,14 @@ class Done:
 
 
 @dataclass(frozen=True)
+class Updated:
+    """The Apply of entry `seq` goes on, and is done with these blocks."""
+
+    seq: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Written:
     """What was kept at version `seq` is written to this file (error "" when it went well)."""
 
@@ -181,8 +189,8 @@ class Send:
 
 @dataclass(frozen=True)
 class Publish:
-    """Send these blocks' parameters, as they are at the current version, to a worker; base: what has changed since
-    that version is enough, 0: all is needed.
+    """Send these blocks' parameters to a worker, as they are at the current version, or at that which an Apply makes
+    that is done with them (Updated); base: what has changed since that version is enough, 0: all is needed.
 
     The driver cuts them into Parameters frames, and must take the bytes before the next task runs, unless
     the policy keeps parameters still: then no task changes them before this worker's next contribution.
@@ -239,7 +247,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Run:
-    """Run a task on the store and come back with Done. At most one runs at a time."""
+    """Run a task on the store and come back with Done, an Apply with Updated before. At most one runs at a time."""
 
     task: Task
 

@@ -50,6 +50,7 @@ class Progress:
     remaining: list[str]
     factors: tuple[tuple[str, tuple[float, ...]], ...] = ()
     norms: m.Norms | None = None  # sent, and waiting for its Factors
+    published: set[int] = field(default_factory=set)  # blocks that workers have been sent already
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ class Shard:
                 return self._received(message, now) + self._between(now)
             case k.Done() as done:
                 return self._done(done) + self._between(now)
+            case k.Updated():
+                return self._updated(event)
             case k.Written(seq, file, error):
                 self.writing = False
                 return self._saved(seq, file, error) + self._advance() + self._between(now)
@@ -396,6 +399,25 @@ class Shard:
             self.readers[worker] = Reader(self.version)
         return k.Publish(worker, incarnation, self.version, blocks, base, still)
 
+    def _updated(self, updated: k.Updated) -> list[k.Effect]:
+        """The commit that is being applied is in the log: what is ready of its version need not wait for the rest, on
+        its way to workers that do not read it here."""
+        progress = self.progress
+        if not isinstance(self.running, k.Apply) or self.running.seq != updated.seq or progress is None:
+            return []
+        if not self.replica.leads or progress.commit.switch is not None:
+            return []
+        progress.published.update(updated.blocks)
+        return [
+            k.Publish(worker, incarnation, updated.seq, updated.blocks, base, self.policy.still)
+            for worker, incarnation, base in self._released(progress.commit)
+            if self.near.get(worker) != incarnation
+        ]
+
+    def _released(self, commit: m.Commit) -> list[tuple[int, int, int]]:
+        """Who is to have the version of this commit (worker, incarnation), and the one they were given before."""
+        return [(worker, incarnation, self._base(worker, incarnation)) for worker, incarnation in commit.release]
+
     def _base(self, worker: int, incarnation: int) -> int:
         """The version that this worker was given last, by whichever server led then; 0: none. Whether it has all of
         it, the worker knows."""
@@ -483,16 +505,17 @@ class Shard:
     def _finish(self, checksum: int = 0) -> list[k.Effect]:
         """The commit is applied: publish the version, settle what it closes, say so."""
         assert self.progress is not None
-        commit, factors, self.progress = self.progress.commit, self.progress.factors, None
+        commit, factors, published = self.progress.commit, self.progress.factors, self.progress.published
+        self.progress = None
         self.version = commit.seq
         self.accounts.add(commit)
         if commit.switch is not None:
             self.given.clear()  # what was on its way when parameters began to change is no base for anything
-        effects: list[k.Effect] = [
-            self._publish(worker, incarnation, self.blocks, self._base(worker, incarnation))
-            for worker, incarnation in commit.release
-            if self.blocks and self.replica.leads
-        ]
+        rest = tuple(block for block in self.blocks if block not in published)
+        effects: list[k.Effect] = []
+        for worker, incarnation, base in self._released(commit) if self.replica.leads else ():
+            blocks = self.blocks if self.near.get(worker) == incarnation else rest
+            effects += [self._publish(worker, incarnation, blocks, base)] if blocks else []
         self.given.update({worker: (incarnation, self.version) for worker, incarnation in commit.release})
         if commit.contributors:
             self.replica.applied()

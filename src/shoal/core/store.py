@@ -95,9 +95,10 @@ class Store:
 
     # --- tasks: called in any one thread at a time ------------------------------------------------
 
-    def run(self, task: k.Task) -> Partials:
+    def run(self, task: k.Task, updated: Callable[[int], None] = lambda _: None) -> Partials:
         """Perform a task; returns what Done.result wants: partials of a Measure.
 
+        updated: told of each block that an Apply is done with, on the thread that did it.
         ConfigurationError for a table this version cannot hold, ProtocolError for a seed that is not
         complete, MemoryError where there is no room to keep a copy.
         """
@@ -121,7 +122,7 @@ class Store:
                 return self._measure(self._update(task), phase)
             case k.Apply():
                 with self.table.moving():
-                    self._apply(self._update(task), task.seq)
+                    self._apply(self._update(task), task.seq, updated)
             case k.Copy():
                 self._copy()
             case _:
@@ -220,7 +221,7 @@ class Store:
         They are encoded once per version, however many workers ask, and stay as they are while
         anyone refers to them. still: nothing changes them before every worker has them (Policy.still), so
         float32 masters are sent from where they lie: what is sent twice, or to a worker that is fenced meanwhile,
-        may change on its way, and is dropped there. Not while a task runs.
+        may change on its way, and is dropped there. While a task runs, only of blocks that it is done with.
         """
         table = self.table
         if still and all(table.codecs[table.position[block]].item is np.float32 for block in blocks):
@@ -408,8 +409,9 @@ class Store:
         if held:
             self.sums.hold_own([position for position, filled in enumerate(combined.filled) if filled])
 
-    def _apply(self, update: Update, version: int) -> None:
+    def _apply(self, update: Update, version: int, updated: Callable[[int], None]) -> None:
         table, increments = self.table, self.increments
+        table.generation += 1
         if update.by_runs:
             self._each(table.runs, lambda run, scratch: apply_run(update, run, scratch))
             table.dense.steps += 1
@@ -419,12 +421,12 @@ class Store:
             def work(position: int, scratch: Floats) -> None:
                 if apply_block(update, position, scratch):
                     increments.encode(position, scratch)
+                    updated(table.blocks[position].index)
 
             present = [position for position in range(len(table.blocks)) if position not in table.absent]
             increments.begin(version)
             self._each(present, work)
             increments.end()
-        table.generation += 1
 
     def _each_block(self, work: Callable[[int, Floats], R]) -> list[R]:
         return self._each(range(len(self.table.blocks)), work)

@@ -11,8 +11,9 @@ import asyncio
 import os
 import platform
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -174,7 +175,7 @@ class ServerNode(Node):
 
     def _work(self, task: k.Task) -> k.Done:
         try:
-            result = self._store.run(task)
+            result = self._store.run(task, self._updated(task))
             if isinstance(task, k.CreateTable) and self._resume is not None:
                 self._store.load(self._resume)
         except Exception as error:  # noqa: BLE001 - whatever it is, the shard must hear of it: workers wait for the task
@@ -184,6 +185,28 @@ class ServerNode(Node):
         if isinstance(task, k.Seed | k.Apply) and self._store.replicated:
             return k.Done(task, result, checksum=self._store.checksum(task.seq))
         return k.Done(task, result)
+
+    def _updated(self, task: k.Task) -> Callable[[int], None]:
+        """What the store tells of each block that it is done with: the shard hears of a frame's worth at a time."""
+        if not isinstance(task, k.Apply):
+            return lambda _: None
+        seq, spec, loop, target = task.seq, self._shard.spec, self.halted.get_loop(), self.job.limits.frame_bytes_target
+        assert spec is not None, "commits come after their table"
+        lock, ready, ready_bytes = threading.Lock(), list[int](), 0
+
+        def updated(block: int) -> None:
+            nonlocal ready_bytes
+            with lock:
+                ready.append(block)
+                ready_bytes += _bytes_of(spec, block)
+                if ready_bytes < target:
+                    return
+                event = k.Updated(seq, tuple(ready))
+                ready.clear()
+                ready_bytes = 0
+            loop.call_soon_threadsafe(self.event, event)
+
+        return updated
 
     def _forward(self, forward: k.Forward) -> None:
         """Send the sum that is held; to a backup on this host, word of where it lies, or what it takes."""
@@ -282,17 +305,22 @@ class Lending:
 
 def _frames(spec: TableSpec, blocks: Sequence[int], bytes_target: int) -> list[tuple[int, ...]]:
     """Blocks gathered into groups of about bytes_target."""
-    every = cut(spec)
     groups: list[tuple[int, ...]] = []
     group: list[int] = []
     held = 0
     for index in blocks:
         group.append(index)
-        held += every[index].elements * ITEM_BYTES[spec.tensors[every[index].tensor].dtype]
+        held += _bytes_of(spec, index)
         if held >= bytes_target:
             groups.append(tuple(group))
             group, held = [], 0
     return [*groups, tuple(group)] if group else groups
+
+
+def _bytes_of(spec: TableSpec, block: int) -> int:
+    """How many bytes its parameters are."""
+    item = cut(spec)[block]
+    return item.elements * ITEM_BYTES[spec.tensors[item.tensor].dtype]
 
 
 def main() -> int:

@@ -67,6 +67,13 @@ class ServesAnyVersion(Shard):
         return [k.Publish(pull.worker, pull.incarnation, pull.version, blocks)] if blocks else []
 
 
+class PublishesAhead(Shard):
+    """Publishes the whole shard when a part of it is updated."""
+
+    def _updated(self, updated: k.Updated) -> list[k.Effect]:
+        return super()._updated(k.Updated(updated.seq, self.blocks))
+
+
 class AcknowledgesUnstaged(Shard):
     """Says Staged for a whole tensor's worth when one block of it came (and the rest was lost)."""
 

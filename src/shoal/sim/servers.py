@@ -236,12 +236,24 @@ class Servers:
     def _run(self, server: Server, task: k.Task) -> None:
         """Perform a task; its work is visible from its start or only at its end, by chance."""
         server.store.stamp += isinstance(task, k.Seed | k.Apply)
+        before = dict(server.store.states)
         early = self._perform(server, task) if self.rng.random() < 0.5 else None
         self.world.after(TASK_MS, partial(self._finish, server, task, early))
+        if early is not None and isinstance(task, k.Apply) and server.store.blocks:
+            self._update(server, task.seq, before)
+
+    def _update(self, server: Server, seq: int, before: dict[int, int]) -> None:
+        """What an Apply has done so far is of some blocks only; the shard hears of them."""
+        after, blocks = server.store.states, tuple(server.store.blocks)
+        done = tuple(sorted(self.rng.sample(blocks, self.rng.randint(1, len(blocks)))))
+        server.store.states = {block: (after if block in done else before)[block] for block in after}
+        self.step(server, k.Updated(seq, done))
 
     def _finish(self, server: Server, task: k.Task, done: k.Done | None) -> None:
         if server.gone or self.world.put_off(server.name, partial(self._finish, server, task, done)):
             return
+        if isinstance(task, k.Apply) and done is not None:
+            server.store.states = dict(server.store.past[task.seq])
         done = done or self._perform(server, task)
         server.store.stamp += isinstance(task, k.Seed | k.Apply)
         self.step(server, done)
