@@ -14,8 +14,8 @@ from torch import nn
 from shoal.client import connect
 from shoal.optim import SGD
 from shoal.runtime.encoder import Encoder
-from shoal.runtime.residuals import NONE
 from shoal.vocabulary import PolicySpec, TableSpec, TensorSpec
+from shoal.wire.forming import NOTHING
 
 from .test_encoder import RULE, SIGN, SPEC, TWO_BITS, gradient, push
 
@@ -29,7 +29,7 @@ def estate() -> Iterator[int]:
     os.close(descriptor)
 
 
-def life(estate: int | None, used: tuple[int, int] = NONE, clock: int = 1) -> Encoder:
+def life(estate: int | None, used: tuple[int, int] = NOTHING, clock: int = 1) -> Encoder:
     encoder = Encoder(SPEC, None, estate)
     encoder.adopt(used, clock)
     return encoder
@@ -91,7 +91,7 @@ def test_the_next_life_but_one_finds_it_too(estate: int) -> None:
     assert owed(life(estate, used=(2, 2), clock=3)) == owed(third)
 
 
-@pytest.mark.parametrize("used", [NONE, (0, 7), (3, 2)])
+@pytest.mark.parametrize("used", [NOTHING, (0, 7), (3, 2)])
 def test_what_does_not_fit_the_log_is_not_taken(estate: int, used: tuple[int, int]) -> None:
     one = life(estate)
     step(one, 1)
