@@ -7,7 +7,8 @@ live worker for clocks up to its own minus the staleness bound. Async is Bounded
 
 Bounded and Async may take the age of a contribution into account, the updates since the version it was computed on
 (core/ages.py): by a weight, as in staleness-aware Async-SGD (Zhang et al. 2016, arXiv 1511.05950, equation 5, which
-divides the learning rate by the staleness), and by a bound, above which a contribution is dropped.
+divides the learning rate by the staleness), by a bound, above which a contribution is dropped, or by compensation for
+what has changed meanwhile (DC-ASGD: Zheng et al. 2017, arXiv 1609.08326), which servers do (core/compensation.py).
 """
 
 from __future__ import annotations
@@ -16,12 +17,41 @@ import ast
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 from shoal.errors import ConfigurationError
 from shoal.vocabulary import NO_AGE_MAX, PolicySpec
 
-Weight = Literal["equal", "inverse"]
+
+@dataclass(frozen=True)
+class DelayCompensated:
+    """DC-ASGD: a gradient g that was computed on parameters w_then becomes what it would about be on w_now, by a first
+    order Taylor expansion with g g^T in place of the Hessian (Zheng et al., arXiv 1609.08326, equation 10):
+
+        g' = g + lambda g * g * (w_now - w_then)
+
+    The adaptive form (DC-ASGD-a) has, for each element, lambda = rate / sqrt(square + 1e-7), where
+    square = mean_square square + (1 - mean_square) g * g; with mean_square=0 lambda is the rate everywhere (DC-ASGD-c).
+    ConfigurationError for a rate that is not above 0, or a mean_square outside [0, 1).
+    """
+
+    rate: float = 2.0
+    mean_square: float = 0.95
+
+    def __post_init__(self) -> None:
+        for value, least, what in (
+            (self.rate, math.ulp(0.0), "rate must be a number above 0"),
+            (self.mean_square, 0.0, "mean_square must be a number from 0 (a constant rate) up to, not including, 1"),
+        ):
+            given: object = value  # users write what they like
+            number = isinstance(given, (int, float)) and not isinstance(given, bool) and math.isfinite(given)
+            if not number or value < least or (what.startswith("mean") and value >= 1):
+                raise ConfigurationError(f"{self!r}: {what}, as in DelayCompensated(rate=2.0, mean_square=0.95)")
+
+
+Weight = Literal["equal", "inverse"] | DelayCompensated
+NAMED = ("equal", "inverse")
+DELAY = "delay"  # the name of DelayCompensated in a PolicySpec
 
 
 @dataclass(frozen=True)
@@ -76,6 +106,11 @@ class Policy(Protocol):
         """The factor of a contribution that is so many updates old; None: it is too old, and dropped."""
         ...
 
+    @property
+    def compensation(self) -> DelayCompensated | None:
+        """How servers make up for what has changed since a gradient was computed; None: they do not."""
+        ...
+
 
 @dataclass(frozen=True)
 class Sync:
@@ -118,6 +153,10 @@ class Sync:
     def weigh(self, age: int) -> float | None:
         return 1.0  # whoever is late is not in the commit
 
+    @property
+    def compensation(self) -> DelayCompensated | None:
+        return None
+
 
 @dataclass(frozen=True)
 class Bounded:
@@ -141,7 +180,7 @@ class Bounded:
 
     @property
     def spec(self) -> PolicySpec:
-        return PolicySpec("bounded", staleness=self.staleness, weight=self.weight, age_max=_or_none(self.age_max))
+        return PolicySpec("bounded", staleness=self.staleness, **_in_spec(self.weight, self.age_max))
 
     @property
     def lockstep(self) -> bool:
@@ -164,12 +203,17 @@ class Bounded:
     def weigh(self, age: int) -> float | None:
         return _weigh(self.weight, self.age_max, age)
 
+    @property
+    def compensation(self) -> DelayCompensated | None:
+        return self.weight if isinstance(self.weight, DelayCompensated) else None
+
 
 @dataclass(frozen=True)
 class Async:
     """Commit each contribution as it becomes ready; nobody waits for anybody.
 
-    weight: what a contribution counts that is `age` updates old: "equal", as much as any, or "inverse", 1 / (1 + age).
+    weight: what a contribution counts that is `age` updates old: "equal", as much as any, or "inverse", 1 / (1 + age);
+    DelayCompensated(...): as much as any, made up for what the others have changed.
     age_max: one that is older is dropped, as one that comes too late for a quorum is: the servers take nothing of
     it, its samples are dealt again, and its worker goes on with fresh parameters. None: none is.
     """
@@ -182,7 +226,7 @@ class Async:
 
     @property
     def spec(self) -> PolicySpec:
-        return PolicySpec("async", weight=self.weight, age_max=_or_none(self.age_max))
+        return PolicySpec("async", **_in_spec(self.weight, self.age_max))
 
     @property
     def lockstep(self) -> bool:
@@ -201,6 +245,10 @@ class Async:
     def weigh(self, age: int) -> float | None:
         return _weigh(self.weight, self.age_max, age)
 
+    @property
+    def compensation(self) -> DelayCompensated | None:
+        return self.weight if isinstance(self.weight, DelayCompensated) else None
+
 
 def _first_ready(view: View) -> Go | Wait:
     if not view.ready:
@@ -215,8 +263,9 @@ def _weigh(weight: Weight, age_max: int | None, age: int) -> float | None:
 
 
 def _check_ages(kind: str, weight: object, age_max: object) -> None:  # users write what they like
-    if weight not in get_args(Weight):
-        raise ConfigurationError(f"{kind}(weight={weight!r}): known are {', '.join(map(repr, get_args(Weight)))}")
+    if not isinstance(weight, DelayCompensated) and weight not in NAMED:
+        known = f"{', '.join(map(repr, NAMED))} and shoal.DelayCompensated(rate=2.0)"
+        raise ConfigurationError(f"{kind}(weight={weight!r}): known are {known}")
     if age_max is not None and (not isinstance(age_max, int) or isinstance(age_max, bool) or age_max < 0):
         raise ConfigurationError(
             f"{kind}(age_max={age_max!r}): age_max must be a whole number of updates, 0 or more, as in "
@@ -224,15 +273,21 @@ def _check_ages(kind: str, weight: object, age_max: object) -> None:  # users wr
         )
 
 
-def _or_none(age_max: int | None) -> int:
-    return NO_AGE_MAX if age_max is None else age_max
+def _in_spec(weight: Weight, age_max: int | None) -> dict[str, Any]:
+    """The same as fields of a PolicySpec."""
+    bound = NO_AGE_MAX if age_max is None else age_max
+    if isinstance(weight, DelayCompensated):
+        return {"weight": DELAY, "age_max": bound, "rate": weight.rate, "mean_square": weight.mean_square}
+    return {"weight": weight, "age_max": bound}
 
 
 def rests(old: Policy, new: Policy) -> bool:
     """Whether all workers must be at rest when `new` takes the place of `old`: clocks get a common meaning or lose it,
-    those of the fastest and the slowest may lie far apart, or parameters begin, or cease, to change under workers."""
+    those of the fastest and the slowest may lie far apart, parameters begin, or cease, to change under workers, or
+    servers begin to need what each worker was given."""
     drifted = isinstance(old, Async) and isinstance(new, Bounded)
-    return old.lockstep != new.lockstep or drifted or old.still != new.still
+    compensates = old.compensation != new.compensation
+    return old.lockstep != new.lockstep or drifted or old.still != new.still or compensates
 
 
 def checked(sync: object) -> Policy:
@@ -259,10 +314,12 @@ def from_spec(spec: PolicySpec) -> Sync | Bounded | Async:
 
 
 def _ages(spec: PolicySpec) -> tuple[Weight, int | None]:
-    for known in get_args(Weight):
-        if spec.weight == known:
-            return known, None if spec.age_max == NO_AGE_MAX else spec.age_max
-    raise ConfigurationError(f"unknown weight {spec.weight!r}; known: {', '.join(get_args(Weight))}")
+    known: dict[str, Weight] = {"equal": "equal", "inverse": "inverse"}
+    if spec.weight == DELAY:
+        known[DELAY] = DelayCompensated(spec.rate, spec.mean_square)
+    if spec.weight not in known:
+        raise ConfigurationError(f"unknown weight {spec.weight!r}; known: {', '.join((*NAMED, DELAY))}")
+    return known[spec.weight], None if spec.age_max == NO_AGE_MAX else spec.age_max
 
 
 def in_words(spec: PolicySpec) -> str:
@@ -277,16 +334,25 @@ def parsed(text: str) -> Sync | Bounded | Async:
     """The policy that is written as in a script, such as Bounded(staleness=3), or by its name alone where that is
     enough (ConfigurationError for anything else)."""
     try:
-        call = ast.parse(text.strip().removeprefix("shoal."), mode="eval").body
-        name, arguments, options = call, list[ast.expr](), list[ast.keyword]()
-        if isinstance(call, ast.Call):
-            name, arguments, options = call.func, call.args, call.keywords
-        kind = {kind.__name__.lower(): kind for kind in KINDS}[name.id.lower() if isinstance(name, ast.Name) else ""]
-        given = {item.arg or "": ast.literal_eval(item.value) for item in options}
-        return kind(*(ast.literal_eval(value) for value in arguments), **given)
+        call = ast.parse(text.strip().replace("shoal.", ""), mode="eval").body
+        if isinstance(call, ast.Name):
+            call = ast.Call(call, [], [])
+        found: Sync | Bounded | Async = _called(call, {kind.__name__.lower(): kind for kind in KINDS})
+        return found
     except (SyntaxError, ValueError, KeyError, TypeError):
         examples = "Sync(), 'Sync(quorum=0.9)', 'Bounded(staleness=3)', 'Async(weight=\"inverse\", age_max=16)'"
         raise ConfigurationError(f"{text!r} is no policy: write it as in a script, such as {examples}") from None
+
+
+def _called(call: ast.expr, known: Mapping[str, Any]) -> Any:
+    """What a call of one of these, by lower-case name, makes; or the literal that it is."""
+    if not isinstance(call, ast.Call):
+        if known is not WEIGHTS:
+            raise ValueError(call)
+        return ast.literal_eval(call)
+    kind = known[call.func.id.lower() if isinstance(call.func, ast.Name) else ""]
+    given = {item.arg or "": _called(item.value, WEIGHTS) for item in call.keywords}
+    return kind(*(_called(value, WEIGHTS) for value in call.args), **given)
 
 
 def harm(policy: Policy, rule: str) -> str:
@@ -305,5 +371,6 @@ def harm(policy: Policy, rule: str) -> str:
     )
 
 
+WEIGHTS: Mapping[str, Any] = {"delaycompensated": DelayCompensated}
 KINDS: tuple[type[Sync | Bounded | Async], ...] = (Sync, Bounded, Async)
 MOMENTS = {"adam": "Adam", "adamw": "AdamW", "lamb": "LAMB"}  # rules of Adam's family

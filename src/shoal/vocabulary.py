@@ -84,8 +84,10 @@ class PolicySpec(Value, frozen=True, array_like=True):
     kind: str  # "sync" | "bounded" | "async"
     quorum: float = 1.0
     staleness: int = 0
-    weight: str = "equal"  # "equal" | "inverse"
+    weight: str = "equal"  # "equal" | "inverse" | "delay"
     age_max: int = NO_AGE_MAX
+    rate: float = 0.0  # of "delay"
+    mean_square: float = 0.0
 
 
 class Switch(Value, frozen=True, array_like=True):

@@ -19,7 +19,7 @@ from shoal.adapters.torch import LocalOptimizer, loader
 from shoal.client import connect
 from shoal.errors import ConfigurationError
 from shoal.optim import SGD, AdamW, DelayedNesterov, Nesterov, Rule
-from shoal.policy import Async, Bounded, Policy, Sync
+from shoal.policy import Async, Bounded, DelayCompensated, Policy, Sync
 
 from .test_in_process import gap, mlp, together
 
@@ -372,6 +372,7 @@ def test_what_cannot_be_is_refused_by_name():
         ("at most every / fragments = 5 steps", {"fragments": 2, "overlap": 6}),
         ("overlap must be a whole number, 0 or more", {"overlap": -1}),
         (r"mix must be a number in \[0, 1\)", {"mix": 1.0}),
+        ("delay compensation is for gradients", {"sync": Async(DelayCompensated())}),
     ):
         with pytest.raises(ConfigurationError, match=message):
             LocalSteps(10, adamw(model), **options)

@@ -8,7 +8,7 @@ from torch import nn
 
 from shoal.adapters.torch import optimizer
 from shoal.optim import SGD
-from shoal.policy import Async, Bounded, Policy
+from shoal.policy import Async, Bounded, DelayCompensated, Policy
 from shoal.runtime.worker import Worker
 
 from .cluster import Setting, joined, running, together
@@ -39,6 +39,9 @@ class Counting(nn.Module):
         (Async(weight="inverse"), 1 / (1 + BEFORE)),
         (Bounded(9, weight="inverse", age_max=BEFORE), 1 / (1 + BEFORE)),
         (Async(weight="inverse", age_max=BEFORE - 1), 0.0),
+        # g = -1 at 0, applied at 3: g' = g + rate g g (3 - 0)
+        (Async(weight=DelayCompensated(rate=0.25, mean_square=0.0)), 1 - 0.25 * BEFORE),
+        (Bounded(9, weight=DelayCompensated(rate=0.25, mean_square=0.0)), 1 - 0.25 * BEFORE),
     ],
     ids=repr,
 )

@@ -68,7 +68,11 @@ class LocalSteps:
         mix: object = self.mix
         if not isinstance(mix, (int, float)) or not 0 <= mix < 1:
             raise ConfigurationError(f"LocalSteps(mix={mix!r}): mix must be a number in [0, 1), the worker's own share")
-        checked(self.sync)
+        if checked(self.sync).compensation is not None:
+            raise ConfigurationError(
+                f"LocalSteps(sync={self.sync!r}): delay compensation is for gradients; what a window leads to is none. "
+                f"Give sync=shoal.Async() and outer=shoal.DelayedNesterov(...)"
+            )
 
     @property
     def stride(self) -> int:

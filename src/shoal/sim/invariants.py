@@ -333,6 +333,7 @@ INVARIANTS: tuple[tuple[str, Invariant, tuple[type[object], ...]], ...] = (
     ("Aged", rules.right_ages, (t.Said,)),
     ("Aged", rules.none_too_old, (t.Said,)),
     ("Aged", rules.all_ages_kept, (t.Ended,)),
+    ("Compensated", rules.right_base, (t.MadeUp,)),
     ("Bounded", rules.within_bound, (t.Said,)),
     ("Bounded", rules.fresh_enough, (t.Saw,)),
     ("Accounted", rules.leased_to_one, (t.Said,)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+from shoal.core.machine import UNKNOWN
 from shoal.policy import from_spec, rests
 from shoal.sim import trace as t
 from shoal.sim.books import lease_samples, samples
@@ -131,6 +132,26 @@ def all_ages_kept(trace: t.Trace, fact: t.Fact) -> Complaint:
                 late += len(entry.closes) if entry.kind == "cut" else 0
             if (found, late) != (ages, dropped):
                 return f"by the log the ages are {dict(found)}, {late} dropped; shown are {ages}, {dropped} dropped"
+    return None
+
+
+# --- Compensated: a gradient is made up for from what its worker was given ----------------------------
+
+
+def right_base(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """The base is the last update in what the worker computed on, and its copy is of that. A server whose shard nobody
+    else holds has it; one that has taken another's place may not."""
+    match fact:
+        case t.MadeUp(shard=shard, contributor=who, base=base, then=then, alone=alone):
+            version = trace.computed_on[who.worker, who.incarnation, who.clock]
+            right = max((entry.seq for entry in trace.log[:version] if entry.contributors), default=0)
+            if base not in (right, UNKNOWN) or (alone and base == UNKNOWN):
+                return f"server {shard} takes {base} for the base of {who}, which was computed on {right}"
+            if then is None and alone:
+                return f"server {shard} does not know what {who} was computed on: version {base}"
+            states = trace.right_states(right)
+            if then is not None and any(states[block] != state for block, state in then.items()):
+                return f"server {shard} makes up {who} from parameters that are not those of version {right}"
     return None
 
 

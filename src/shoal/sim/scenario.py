@@ -200,6 +200,7 @@ def draw(seed: int) -> Scenario:
     )
     if policy.kind != "sync":
         policy = _aged(Random(f"ages of {seed}"), policy)
+    policy = _delayed(Random(f"delays of {seed}"), policy)
     paired = policy.kind == "sync" and policy.quorum >= 1.0 and rng.random() < 0.4
     count = rng.choice([1, 2, 2, 3, 3, 4, 5])
     servers = rng.choice([1, 2, 2, 3])
@@ -226,7 +227,7 @@ def draw(seed: int) -> Scenario:
         falls=() if links is CALM else _falls(Random(f"falls of {seed}")),
         losses=_losses(Random(f"losses of {seed}")) if replicas > 1 and not paired else (),
         drains=_drains(Random(f"drains of {seed}")) if replicas > 1 else (),
-        changes=() if paired else _changes(Random(f"policies of {seed}")),
+        changes=() if paired else _changes(Random(f"policies of {seed}"), Random(f"other delays of {seed}")),
         registered=registered,
         outages=_outages(Random(f"outages of {seed}")) if troubled else (),
         oustings=_oustings(Random(f"oustings of {seed}")) if troubled else (),
@@ -240,6 +241,13 @@ def _aged(rng: Random, policy: PolicySpec) -> PolicySpec:
     """The same, and perhaps it weighs contributions by their age, or drops old ones."""
     age_max = rng.choice([NO_AGE_MAX, NO_AGE_MAX, 0, 1, 2, 4])
     return msgspec.structs.replace(policy, weight=rng.choice(["equal", "inverse"]), age_max=age_max)
+
+
+def _delayed(rng: Random, policy: PolicySpec) -> PolicySpec:
+    """The same, and perhaps servers make up for what has changed since a gradient was computed."""
+    if policy.kind == "sync" or rng.random() < 0.6:
+        return policy
+    return msgspec.structs.replace(policy, weight="delay", rate=rng.choice([0.5, 2.0]), mean_square=0.95)
 
 
 def _links(rng: Random) -> Links:
@@ -347,7 +355,7 @@ def _drains(rng: Random) -> tuple[Drain, ...]:
     return tuple(Drain(rng.randint(100, 1500), rng.randrange(12)) for _ in range(rng.choice([0, 0, 0, 1, 2])))
 
 
-def _changes(rng: Random) -> tuple[Change, ...]:
+def _changes(rng: Random, delays: Random) -> tuple[Change, ...]:
     """Each with a chance to be asked for at about the same time as another one, or as the same again."""
     policies = [
         PolicySpec("sync"),
@@ -355,6 +363,7 @@ def _changes(rng: Random) -> tuple[Change, ...]:
         _aged(rng, PolicySpec("bounded", staleness=rng.choice([0, 1, 2]))),
         _aged(rng, PolicySpec("async")),
     ]
+    policies = [_delayed(delays, policy) for policy in policies]
     count = rng.choice([0, 0, 0, 0, 1, 1, 2, 4])
     return tuple(Change(rng.randint(100, 1800), rng.choice(policies)) for _ in range(count))
 

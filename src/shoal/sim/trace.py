@@ -83,6 +83,18 @@ class Saw:
 
 
 @dataclass(frozen=True)
+class MadeUp:
+    """A server makes up for what has changed since a gradient was computed. then: the states its worker was given, as
+    far as the server knows; None: it does not. alone: nobody else holds the shard, so it must."""
+
+    shard: int
+    contributor: Contributor
+    base: int
+    then: States | None
+    alone: bool
+
+
+@dataclass(frozen=True)
 class Entered:
     """An update has entered the log. lacking: servers that follow the log and do not hold its sum."""
 
@@ -142,8 +154,10 @@ class Ended:
     dropped: int
 
 
-Fact = Said | Told | Admitted | Performed | Freed | Published | Saw | Entered | Led | Spoke | Kept | Gone | Ended
-FACTS = (Said, Told, Admitted, Performed, Freed, Published, Saw, Entered, Led, Spoke, Kept, Gone, Ended)
+Fact = (
+    Said | Told | Admitted | Performed | Freed | Published | Saw | MadeUp | Entered | Led | Spoke | Kept | Gone | Ended
+)
+FACTS = (Said, Told, Admitted, Performed, Freed, Published, Saw, MadeUp, Entered, Led, Spoke, Kept, Gone, Ended)
 
 FORGED = -666.0  # a number that only messages of an older epoch carry
 
@@ -210,6 +224,7 @@ class Store:
     fills: dict[m.Fill, States] = field(default_factory=dict)  # came, and are not loaded
     early: dict[Weighted, dict[int, Tag]] = field(default_factory=dict)  # combined before its commit, in order
     past: dict[int, States] = field(default_factory=dict)  # states since the last that were loaded, by version
+    copies: dict[int, States] = field(default_factory=dict)  # what workers were given, by version
 
     def stage(self, contributor: Contributor, blocks: Iterable[int], tags: Mapping[int, Tag]) -> None:
         where = tags if isinstance(tags, Arena) else dict(tags)
@@ -246,12 +261,24 @@ class Store:
                 if held:
                     self.hold(self.sums, tuple(block for block, parts in combined.items() if parts))
             case k.Apply(contributors=contributors, rates=rates, factors=factors, summed=summed):
+                self._keep(task.compensation)
                 combined = self._sum() if summed else self._combined(contributors)
                 self.states = self.past[task.seq] = following(self.states, combined, rates, factors)
             case k.Measure(phase=phase, contributors=contributors, factors=factors, summed=summed):
                 combined = self._sum() if summed else self._combined(contributors)
                 return tuple(measured(self.spec, phase, self.states, combined, factors).items())
         return ()
+
+    def given(self, compensation: k.Compensation) -> States | None:
+        """What the worker was given whose gradient is to be compensated; None: it is not known any more."""
+        present = self.states if compensation.base == compensation.present else None
+        return self.copies.get(compensation.base, present)
+
+    def _keep(self, compensation: k.Compensation | None) -> None:
+        needed = () if compensation is None else compensation.needed
+        self.copies = {version: copy for version, copy in self.copies.items() if version in needed}
+        if compensation is not None and compensation.present in needed:
+            self.copies.setdefault(compensation.present, dict(self.states))
 
     def hold(self, memory: dict[int, WeightedTags], blocks: tuple[int, ...]) -> None:
         """The sum that the next commit applies lies there."""
