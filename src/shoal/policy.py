@@ -5,6 +5,10 @@ al. 2016, arXiv 1604.00981): gradients that come after their commit are dropped.
 synchronous parallel (Ho et al. 2013): a worker's parameters contain every contribution of every
 live worker for clocks up to its own minus the staleness bound. Async is Bounded without a bound.
 
+With a grace Sync waits a little longer for those that the quorum leaves behind. Decoupled is that without a common
+clock: whatever is ready when quorum and grace are over is one commit, and who comes later is in the next (Decoupled
+DiLoCo, arXiv 2604.21428).
+
 Bounded and Async may take the age of a contribution into account, the updates since the version it was computed on
 (core/ages.py): by a weight, as in staleness-aware Async-SGD (Zhang et al. 2016, arXiv 1511.05950, equation 5, which
 divides the learning rate by the staleness), by a bound, above which a contribution is dropped, or by compensation for
@@ -16,8 +20,8 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Protocol, TypeAlias
 
 from shoal.errors import ConfigurationError
 from shoal.vocabulary import NO_AGE_MAX, PolicySpec
@@ -49,6 +53,7 @@ class DelayCompensated:
                 raise ConfigurationError(f"{self!r}: {what}, as in DelayCompensated(rate=2.0, mean_square=0.95)")
 
 
+Known: TypeAlias = "Sync | Bounded | Async | Decoupled"
 Weight = Literal["equal", "inverse"] | DelayCompensated
 NAMED = ("equal", "inverse")
 DELAY = "delay"  # the name of DelayCompensated in a PolicySpec
@@ -59,11 +64,13 @@ class View:
     """What a policy may know. Workers that are parked without samples are not in it.
 
     clocks: the clock that each live, busy worker is working on, or has made ready.
-    ready: workers whose contribution for their clock is complete and not yet committed.
+    ready: workers whose contribution for their clock is complete and not yet committed; waited_ms: for how long each
+    of them has been.
     """
 
     clocks: Mapping[int, int]
     ready: frozenset[int]
+    waited_ms: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,10 @@ class Go:
 
 @dataclass(frozen=True)
 class Wait:
+    """left_ms: above 0: by then the answer is another one, if nothing happens before."""
+
     reason: str
+    left_ms: int = 0
 
 
 class Policy(Protocol):
@@ -114,9 +124,13 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class Sync:
-    """Commit a clock when the quorum of the live workers is ready for it."""
+    """Commit a clock when the quorum of the live workers is ready for it.
+
+    grace: seconds that are given to the others once it is (to within a tick of the coordinator, 50 ms).
+    """
 
     quorum: float = 1.0
+    grace: float = 0.0
 
     def __post_init__(self) -> None:
         quorum: object = self.quorum  # users write what they like
@@ -125,10 +139,13 @@ class Sync:
                 f"Sync(quorum={quorum!r}): quorum must be a number in (0, 1], as in Sync(quorum=0.9); "
                 f"1.0 waits for every worker"
             )
+        _check_grace(self, self.grace)
+        if self.grace and self.quorum == 1.0:
+            raise ConfigurationError(f"{self!r}: a grace is for who is left behind: give a quorum below 1, too")
 
     @property
     def spec(self) -> PolicySpec:
-        return PolicySpec(kind="sync", quorum=self.quorum)
+        return PolicySpec(kind="sync", quorum=self.quorum, grace=self.grace)
 
     @property
     def lockstep(self) -> bool:
@@ -139,13 +156,7 @@ class Sync:
         return self.quorum == 1.0  # who is late for a quorum computes while the others' commit is applied
 
     def commit(self, view: View) -> Go | Wait:
-        needed = math.ceil(self.quorum * len(view.clocks) - 1e-9)
-        if not view.ready:
-            return Wait("no worker is ready")
-        if len(view.ready) < needed:
-            late = sorted(set(view.clocks) - view.ready)
-            return Wait(f"{len(view.ready)} of the {needed} workers needed are ready; not yet: {late}")
-        return Go(tuple(sorted(view.ready)))
+        return _together(view, math.ceil(self.quorum * len(view.clocks) - 1e-9), self.grace)
 
     def read(self, view: View, finished: int) -> Wait | None:
         return None  # a commit is the end of the clock for everyone
@@ -250,6 +261,74 @@ class Async:
         return self.weight if isinstance(self.weight, DelayCompensated) else None
 
 
+@dataclass(frozen=True)
+class Decoupled:
+    """Commit whatever is ready once a quorum has been for a while; nobody waits for anybody (arXiv 2604.21428).
+
+    Workers have no common clock: a contribution that comes when a commit is over is in the next. quorum: how many
+    workers' contributions one takes at least (those of all, where there are fewer); grace: seconds that are given to
+    the others once so many are ready (to within a tick of the coordinator, 50 ms). The paper's is at most what is left
+    of the steps that a worker takes meanwhile.
+    """
+
+    quorum: int = 1
+    grace: float = 0.0
+
+    def __post_init__(self) -> None:
+        quorum: object = self.quorum  # users write what they like
+        if not isinstance(quorum, int) or isinstance(quorum, bool) or quorum < 1:
+            raise ConfigurationError(
+                f"Decoupled(quorum={quorum!r}): quorum must be a whole number of workers, 1 or more, as in "
+                f"Decoupled(quorum=2, grace=0.5)"
+            )
+        _check_grace(self, self.grace)
+
+    @property
+    def spec(self) -> PolicySpec:
+        return PolicySpec("decoupled", quorum=self.quorum, grace=self.grace)
+
+    @property
+    def lockstep(self) -> bool:
+        return False
+
+    @property
+    def still(self) -> bool:
+        return False
+
+    def commit(self, view: View) -> Go | Wait:
+        return _together(view, min(self.quorum, len(view.clocks)), self.grace)
+
+    def read(self, view: View, finished: int) -> Wait | None:
+        return None
+
+    def weigh(self, age: int) -> float | None:
+        return 1.0  # by tokens, where the table says so
+
+    @property
+    def compensation(self) -> DelayCompensated | None:
+        return None
+
+
+def _together(view: View, needed: int, grace: float) -> Go | Wait:
+    """All that are ready, once so many have been for `grace` seconds, or everybody is."""
+    if not view.ready:
+        return Wait("no worker is ready")
+    late = sorted(set(view.clocks) - view.ready)
+    if len(view.ready) < needed:
+        return Wait(f"{len(view.ready)} of the {needed} workers needed are ready; not yet: {late}")
+    waited_ms = sorted((view.waited_ms.get(worker, 0) for worker in view.ready), reverse=True)[needed - 1]
+    left_ms = math.ceil(1000 * grace) - waited_ms
+    if late and left_ms > 0:
+        return Wait(f"enough workers are ready, and {late} have {grace:g} s of grace", left_ms)
+    return Go(tuple(sorted(view.ready)))
+
+
+def _check_grace(policy: object, grace: object) -> None:  # users write what they like
+    number = isinstance(grace, (int, float)) and not isinstance(grace, bool)
+    if not number or not 0 <= grace < math.inf:  # type: ignore[operator]
+        raise ConfigurationError(f"{policy!r}: grace must be a number of seconds, 0 or more")
+
+
 def _first_ready(view: View) -> Go | Wait:
     if not view.ready:
         return Wait("no worker is ready")
@@ -285,32 +364,34 @@ def rests(old: Policy, new: Policy) -> bool:
     """Whether all workers must be at rest when `new` takes the place of `old`: clocks get a common meaning or lose it,
     those of the fastest and the slowest may lie far apart, parameters begin, or cease, to change under workers, or
     servers begin to need what each worker was given."""
-    drifted = isinstance(old, Async) and isinstance(new, Bounded)
+    drifted = isinstance(old, Async | Decoupled) and isinstance(new, Bounded)
     compensates = old.compensation != new.compensation
     return old.lockstep != new.lockstep or drifted or old.still != new.still or compensates
 
 
 def checked(sync: object) -> Policy:
     """What a user gave as sync=, if it is a policy (ConfigurationError if not)."""
-    if isinstance(sync, (Sync, Bounded, Async)):
+    if isinstance(sync, KINDS):
         return sync
-    examples = "shoal.Sync(), shoal.Sync(quorum=0.9), shoal.Bounded(staleness=3) or shoal.Async()"
+    examples = "shoal.Sync(), shoal.Sync(quorum=0.9), shoal.Bounded(staleness=3), shoal.Async() or shoal.Decoupled()"
     if isinstance(sync, type):
         raise ConfigurationError(f"sync={sync.__name__} is a class, not a policy: with parentheses, give {examples}")
     raise ConfigurationError(f"sync={sync!r} is no policy: give {examples}")
 
 
-def from_spec(spec: PolicySpec) -> Sync | Bounded | Async:
+def from_spec(spec: PolicySpec) -> Known:
     """The policy that a table declares (ConfigurationError for one this version does not know)."""
     match spec.kind:
         case "sync":
-            return Sync(spec.quorum)
+            return Sync(spec.quorum, spec.grace)
         case "bounded":
             return Bounded(spec.staleness, *_ages(spec))
         case "async":
             return Async(*_ages(spec))
+        case "decoupled":
+            return Decoupled(int(spec.quorum), spec.grace)
         case other:
-            raise ConfigurationError(f"unknown policy {other!r}; known: sync, bounded, async")
+            raise ConfigurationError(f"unknown policy {other!r}; known: sync, bounded, async, decoupled")
 
 
 def _ages(spec: PolicySpec) -> tuple[Weight, int | None]:
@@ -330,14 +411,14 @@ def in_words(spec: PolicySpec) -> str:
     return f"{type(policy).__name__}({', '.join(told)})"
 
 
-def parsed(text: str) -> Sync | Bounded | Async:
+def parsed(text: str) -> Known:
     """The policy that is written as in a script, such as Bounded(staleness=3), or by its name alone where that is
     enough (ConfigurationError for anything else)."""
     try:
         call = ast.parse(text.strip().replace("shoal.", ""), mode="eval").body
         if isinstance(call, ast.Name):
             call = ast.Call(call, [], [])
-        found: Sync | Bounded | Async = _called(call, {kind.__name__.lower(): kind for kind in KINDS})
+        found: Known = _called(call, {kind.__name__.lower(): kind for kind in KINDS})
         return found
     except (SyntaxError, ValueError, KeyError, TypeError):
         examples = "Sync(), 'Sync(quorum=0.9)', 'Bounded(staleness=3)', 'Async(weight=\"inverse\", age_max=16)'"
@@ -361,7 +442,7 @@ def harm(policy: Policy, rule: str) -> str:
     A small GPT lost 0.57 nats to AdamW at 1e-3 with gradients 4 updates old, and neither weights nor DC-ASGD gave them
     back: moments mix what was computed on different parameters. Simulated; ours (issue 5 of this repository).
     """
-    stale = isinstance(policy, Async) or (isinstance(policy, Bounded) and policy.staleness > 0)
+    stale = isinstance(policy, Async | Decoupled) or (isinstance(policy, Bounded) and policy.staleness > 0)
     if not stale or rule not in MOMENTS:
         return ""
     return (
@@ -372,5 +453,5 @@ def harm(policy: Policy, rule: str) -> str:
 
 
 WEIGHTS: Mapping[str, Any] = {"delaycompensated": DelayCompensated}
-KINDS: tuple[type[Sync | Bounded | Async], ...] = (Sync, Bounded, Async)
+KINDS: tuple[type[Known], ...] = (Sync, Bounded, Async, Decoupled)
 MOMENTS = {"adam": "Adam", "adamw": "AdamW", "lamb": "LAMB"}  # rules of Adam's family

@@ -19,7 +19,7 @@ from shoal.adapters.torch import LocalOptimizer, loader
 from shoal.client import connect
 from shoal.errors import ConfigurationError
 from shoal.optim import SGD, AdamW, DelayedNesterov, Nesterov, Rule
-from shoal.policy import Async, Bounded, DelayCompensated, Policy, Sync
+from shoal.policy import Async, Bounded, Decoupled, DelayCompensated, Policy, Sync
 
 from .test_in_process import gap, mlp, together
 
@@ -222,6 +222,103 @@ def test_one_by_one_each_worker_adds_what_it_came_to_to_whatever_is_there(togeth
                     take()
     for one, other in zip(found, globals_, strict=True):
         assert (one - other).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("fragments", "overlap", "mix"), [(1, 0, 0.0), (2, 0, 0.0), (2, 2, 0.25)])
+def test_decoupled_a_worker_carries_what_it_did_meanwhile_over(together, fragments, overlap, mix):
+    """Two workers that take turns; what one pushed is back before its next step, and taken from `overlap` steps on."""
+    model = mlp()
+    steps, stride = 24, 6 // fragments
+    turns = threading.Barrier(2)
+
+    def learn(worker) -> nn.Module:
+        mine = copy.deepcopy(model)
+        sync = Decoupled()
+        opt = LocalOptimizer(worker, mine, LocalSteps(6, adamw(mine), SGD(1.0), True, fragments, overlap, mix, sync))
+        for step in range(steps):
+            for rank in range(2):
+                turns.wait()
+                if rank == worker.rank:
+                    descend(mine, opt, batch(rank, step))
+                    worker.finish_step()  # the order of commits is that of the turns
+        turns.wait()
+        return mine
+
+    found = together(2, learn)
+    parts = dealt([parameter.numel() for parameter in model.parameters()], fragments)
+    globals_ = [parameter.detach().clone() for parameter in model.parameters()]
+    own = [copy.deepcopy(model) for _ in range(2)]
+    inner = [adamw(each) for each in own]
+    begun = [[each.clone() for each in globals_] for _ in range(2)]
+    away: dict[int, tuple[int, list[Tensor], list[Tensor]]] = {}
+    taken, clocks = [0, 0], [0, 0]
+    for step in range(steps):
+        for rank in range(2):
+            mine = list(own[rank].parameters())
+            descend(own[rank], inner[rank], batch(rank, step))
+            taken[rank] += 1
+            if rank in away and taken[rank] >= overlap:
+                part, left, came = away.pop(rank)
+                for index in parts[part]:
+                    on_top = came[index] + mine[index].data - left[index]
+                    mine[index].data = mix * mine[index].data + (1 - mix) * on_top
+                    begun[rank][index] = came[index]
+            if taken[rank] >= stride:
+                part = clocks[rank] % fragments
+                for index in parts[part]:
+                    globals_[index] = globals_[index] - (begun[rank][index] - mine[index].detach())
+                away[rank] = part, [each.detach().clone() for each in mine], list(globals_)
+                taken[rank], clocks[rank] = 0, clocks[rank] + 1
+    for one, other in zip(found, own, strict=True):
+        assert isinstance(one, nn.Module), one
+        assert gap(one, other) < 1e-5
+
+
+class Counting(nn.Module):
+    """Each step of SGD at rate 1 adds 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = nn.Parameter(torch.zeros(3))
+
+    def forward(self) -> Tensor:
+        return -self.count.sum()
+
+
+def test_decoupled_a_window_goes_on_until_the_one_before_is_back_and_weighs_by_its_tokens(together):
+    """Two workers in windows of 4, both needed. The first takes 14 steps before the second has taken 4."""
+    meeting = threading.Barrier(2, timeout=30)
+
+    def count(worker) -> list[float]:
+        model = Counting()
+        inner = torch.optim.SGD(model.parameters(), lr=1.0)
+        opt = LocalOptimizer(worker, model, LocalSteps(4, inner, SGD(1.0), sync=Decoupled(quorum=2)))
+
+        def steps(number: int) -> None:
+            for _ in range(number):
+                opt.zero_grad()
+                model().backward()
+                opt.step()
+
+        seen: list[float] = []
+        if worker.rank == 0:
+            steps(14)
+        meeting.wait()
+        if worker.rank == 1:
+            steps(4)
+        for _ in range(2):
+            worker.finish_step()  # the commit of both is there
+            meeting.wait()
+            steps(1 if worker.rank == 0 else 4)  # and is taken; who has done 4 or more since pushes
+            seen.append(float(model.count.detach()[0]))
+        return seen
+
+    first, second = together(2, count)
+    assert isinstance(first, list) and isinstance(second, list), (first, second)
+    # Both come to 4; the first goes on from there with the 11 steps that it took meanwhile, the second with its 4.
+    assert first[0] == 4 + 11 and second[0] == 4 + 4
+    combined = 4 + (11 * 11 + 4 * 4) / (11 + 4)  # a token a step: tokens**2 / steps of each
+    assert first[1] == pytest.approx(combined + 1) and second[1] == pytest.approx(combined + 4)
 
 
 def test_fragments_weigh_alike_and_take_equal_layers_in_turn():

@@ -19,7 +19,7 @@ from shoal.errors import ConfigurationError, ProtocolError, SnapshotError
 from shoal.optim import LAMB, SGD, AdamW, Rule
 from shoal.optim.passes import Passes
 from shoal.storage import snapshot
-from shoal.vocabulary import Contributor, PolicySpec, TableSpec, TensorSpec, Weighted
+from shoal.vocabulary import TOKENS, Contributor, PolicySpec, TableSpec, TensorSpec, Weighted
 
 from .stores import SHAPES, TORCH, WEIGHTS, Cluster, Tensors, randoms, same_bits, table
 
@@ -342,3 +342,16 @@ def test_a_server_may_hold_no_block(tmp_path: Path) -> None:
     cluster.save(tmp_path)
     assert cluster.parameters()[0].isfinite().all()
     assert [store.load(tmp_path) for store in cluster.stores] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_weighed_by_tokens_a_block_is_the_mean_of_those_who_have_it(shards: int) -> None:
+    """Contributors of one commit may send different fragments: who sends none of a block takes no part in its mean."""
+    spec = msgspec.structs.replace(table([SGD(0.1)]), reduction=TOKENS)
+    cluster = Cluster(spec, shards)
+    start, one, other = randoms(0), randoms(1), randoms(2)
+    cluster.seed(start)
+    cluster.step([[one[0], one[1], None, None], [None, other[1], other[2], None]], (0.1,), weights=(0.8, 0.4))
+    mean = [one[0], (0.8 * one[1] + 0.4 * other[1]) / 1.2, other[2], torch.zeros(())]
+    for found, before, gradient in zip(cluster.parameters(), start, mean, strict=True):
+        torch.testing.assert_close(found, before - 0.1 * gradient)

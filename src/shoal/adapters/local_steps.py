@@ -8,7 +8,7 @@ from typing import Any
 
 from shoal.errors import ConfigurationError
 from shoal.optim import SGD, Nesterov, Rule
-from shoal.policy import Policy, Sync, checked
+from shoal.policy import Decoupled, Policy, Sync, checked
 
 FULL_WINDOW = 10  # steps; in shorter windows outer momentum adds up differences that point the same way
 
@@ -33,6 +33,11 @@ class LocalSteps:
     outer should be DelayedNesterov(every=number of workers). scaled: a slower worker takes fewer steps in a window,
     H_w = floor(H v_w / v_max) (DyLU, the same paper, section 5), where v are samples per second as the coordinator
     sees them; so windows take all about as long.
+
+    sync=Decoupled(quorum=..., grace=...) is after Decoupled DiLoCo (arXiv 2604.21428): no step waits for anything. A
+    worker takes what came when it is there, at the end of the first step from `overlap` on, and the steps that it took
+    meanwhile go on from there; until then its window goes on, too. Contributions count tokens**2 / steps, fragment by
+    fragment.
 
     Raises ConfigurationError for numbers that do not go together.
     """
@@ -75,6 +80,11 @@ class LocalSteps:
             )
 
     @property
+    def decoupled(self) -> bool:
+        """Whether no step waits."""
+        return isinstance(self.sync, Decoupled)
+
+    @property
     def stride(self) -> int:
         """Inner steps between two fragments."""
         return self.every // self.fragments
@@ -84,6 +94,11 @@ class LocalSteps:
         return isinstance(self.outer, SGD) and self.outer.momentum > 0
 
     @property
+    def _together(self) -> bool:
+        """Whether contributions wait for each other, if not for long."""
+        return isinstance(self.sync, Decoupled) and (self.sync.quorum > 1 or self.sync.grace > 0)
+
+    @property
     def short(self) -> bool:
         """Whether outer momentum is known to harm in windows so short."""
         return self._momentum and self.every < FULL_WINDOW
@@ -91,7 +106,7 @@ class LocalSteps:
     @property
     def harm(self) -> str:
         """What is known to harm in this choice, with its cure; "" where nothing is."""
-        if self._momentum and not self.sync.lockstep:
+        if self._momentum and not self.sync.lockstep and not self._together:
             return (
                 f"LocalSteps(sync={self.sync!r}) with outer momentum is known to harm: contributions come one by one, "
                 f"each a whole step of another age, and momentum adds them up (arXiv 2401.09135); give "

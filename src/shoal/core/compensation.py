@@ -72,7 +72,7 @@ class Compensator:
         self._sums = combined.sums
 
         def work(position: int, scratch: Floats) -> None:
-            found = of_block(contributions, position, table.blocks[position].index)
+            found = of_block(table, contributions, position)
             if not found:
                 return
             combined.add(table, position, found, scratch)

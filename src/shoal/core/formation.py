@@ -12,7 +12,7 @@ from shoal.core.replicas import Replicas
 from shoal.errors import ConfigurationError, ShoalError
 from shoal.optim.registry import rule_for
 from shoal.policy import Policy, from_spec
-from shoal.vocabulary import ITEM_BYTES, TableSpec, server_name, worker_name
+from shoal.vocabulary import ITEM_BYTES, MEAN, SUM, TOKENS, TableSpec, server_name, worker_name
 from shoal.wire import messages as m
 
 
@@ -158,8 +158,8 @@ def check(spec: TableSpec, limits: Limits) -> None:
             f"block_elements_max={spec.block_elements_max} must be at least 1, and a block at most "
             f"payload_bytes_max={limits.payload_bytes_max} bytes"
         )
-    if spec.reduction not in ("mean", "sum"):
-        raise ConfigurationError(f"reduction={spec.reduction!r}; known: mean, sum")
+    if spec.reduction not in (MEAN, SUM, TOKENS):
+        raise ConfigurationError(f"reduction={spec.reduction!r}; known: {MEAN}, {SUM}, {TOKENS}")
     for settings in spec.groups:
         rule_for(spec.rule, settings)
 

@@ -291,10 +291,12 @@ class Shard:
     def _compensation(self, contributors: tuple[Weighted, ...]) -> k.Compensation | None:
         """What is to be made up for in the next update. The server that leads does it for its replicas."""
         wanted = self.policy.compensation
-        if wanted is None or not self.replica.leads or any(item.contributor.seeds for item in contributors):
+        if wanted is None or not self.replica.leads or len(contributors) != 1:  # such a policy commits one by one
             return None
-        (item,) = contributors  # such a policy commits one by one
-        return self.bases.compensation(wanted, item.contributor, self.accounts.updated)
+        (who,) = (item.contributor for item in contributors)
+        if who.seeds:
+            return None
+        return self.bases.compensation(wanted, who, self.accounts.updated)
 
     def _complete(self, item: Weighted, count: int) -> bool:
         """Whether all that this contributor has for the shard, so many blocks, is here."""

@@ -40,7 +40,7 @@ from shoal.core.table import Blocks, Key, Table
 from shoal.core.update import MEASURES, Staged, Update, apply_block, apply_run, of_block, weighted
 from shoal.errors import ProtocolError
 from shoal.kernel import Floats, read_only
-from shoal.vocabulary import Contributor, TableSpec, Weighted
+from shoal.vocabulary import TOKENS, Contributor, TableSpec, Weighted
 from shoal.wire import messages as m
 from shoal.wire.gradient import WHOLE
 
@@ -412,7 +412,8 @@ class Store:
         table = self.table
         if compensation is not None:
             self.compensator.prepare(compensation)
-            self._combined = None  # what is made up for once is no sum to go on from
+        if compensation is not None or table.spec.reduction == TOKENS:
+            self._combined = None  # neither is a sum to go on from with others
         memory = self._sums.own if self._sums is not None else None
         combined, self._combined = self._combined or Combined.of(table, memory), None  # forgotten if it fails
         combined.expect(contributors)
@@ -421,7 +422,7 @@ class Store:
         def work(position: int, scratch: Floats) -> None:
             if held or not self._hurried:
                 further = contributions[combined.taken[position] :]
-                combined.add(table, position, of_block(further, position, table.blocks[position].index), scratch)
+                combined.add(table, position, of_block(table, further, position), scratch)
                 if compensation is not None and combined.filled[position]:
                     self.compensator.make_up(compensation, position, combined.sums[position])
 

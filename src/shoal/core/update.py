@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,7 +17,7 @@ from shoal.kernel import Encoded, Floats
 from shoal.optim import phases
 from shoal.optim.passes import Contributions, Passes, fused
 from shoal.optim.rule import Constants
-from shoal.vocabulary import Weighted
+from shoal.vocabulary import TOKENS, Weighted
 
 
 class Staged(Protocol):
@@ -65,11 +66,13 @@ class Update:
 
     @property
     def by_runs(self) -> bool:
-        """Whether all contributed to all blocks, which are at the same step: then runs can be updated at once."""
+        """Whether all contributed to all blocks, which are at the same step: then runs can be updated at once. Not
+        where each block has weights of its own."""
         table, steps = self.table, self.table.dense.steps
         here = self.staged
         everywhere = all(len(staged.delivered) == len(table.blocks) for staged, _ in here)
         plain = self.combined is None and not self.ratios and not table.absent
+        plain = plain and table.spec.reduction != TOKENS
         return bool(table.runs and here and everywhere and plain and (steps == steps[0]).all())
 
     @property
@@ -80,13 +83,12 @@ class Update:
     def contributed(self, position: int) -> tuple[Floats | None, Contributions]:
         """What the contributors sent for the block, with their weights; who sent none counts as zero. What was
         combined already comes first, as its sum."""
-        index = self.table.blocks[position].index
         if self.combined is not None and self.combined.filled[position]:
             taken = self.combined.taken[position]
-            rest = of_block(self.contributions[taken:], position, index) if taken <= self.agreed else []
+            rest = of_block(self.table, self.contributions[taken:], position) if taken <= self.agreed else []
             if rest:
                 return self.combined.sums[position], rest
-        return None, of_block(self.contributions, position, index)
+        return None, of_block(self.table, self.contributions, position)
 
     def passes(self, position: int) -> Passes:
         """The loops of the block's rule and wire format."""
@@ -120,14 +122,19 @@ def weighted(
 
 
 def of_block(
-    contributions: Sequence[tuple[Staged | None, np.float32]], position: int, index: int
+    table: Table, contributions: Sequence[tuple[Staged | None, np.float32]], position: int
 ) -> list[tuple[Encoded, np.float32]]:
-    """What was sent for one block (its position here, its index in the table)."""
-    return [
+    """What was sent for one block; weighed by tokens, weights add up to 1 over those who sent any."""
+    index = table.blocks[position].index
+    found = [
         (staged.blocks[position], weight)
         for staged, weight in contributions
         if staged is not None and index in staged.delivered
     ]
+    if table.spec.reduction != TOKENS:
+        return found
+    total = math.fsum(float(weight) for _, weight in found)
+    return [(encoded, np.float32(float(weight) / total)) for encoded, weight in found]
 
 
 def apply_block(update: Update, position: int, scratch: Floats) -> bool:

@@ -329,6 +329,7 @@ INVARIANTS: tuple[tuple[str, Invariant, tuple[type[object], ...]], ...] = (
     ("Quorum", rules.only_ready, (t.Said,)),
     ("Quorum", rules.enough_workers, (t.Said,)),
     ("Quorum", rules.fair_weights, (t.Said,)),
+    ("Grace", rules.grace_given, (t.Said,)),
     ("Regime", rules.all_at_rest, (t.Said,)),
     ("Aged", rules.right_ages, (t.Said,)),
     ("Aged", rules.none_too_old, (t.Said,)),

@@ -9,7 +9,7 @@ from shoal.core.machine import UNKNOWN
 from shoal.policy import from_spec, rests
 from shoal.sim import trace as t
 from shoal.sim.books import lease_samples, samples
-from shoal.vocabulary import NO_AGE_MAX, Contributor, Lease, Switch
+from shoal.vocabulary import NO_AGE_MAX, SUM, TOKENS, Contributor, Lease, PolicySpec, Switch
 from shoal.wire import messages as m
 
 Complaint = str | None
@@ -36,17 +36,44 @@ def enough_workers(trace: t.Trace, fact: t.Fact) -> Complaint:
         case t.Said(message=m.Commit(seq=seq, kind="update") as commit) if seq > len(trace.log):
             if not commit.closes:
                 return f"commit {seq} settles no contribution"
-            if policy.kind != "sync":
+            if policy.kind not in ("sync", "decoupled"):
                 return None if len(commit.closes) == 1 else f"commit {seq} settles {len(commit.closes)} contributions"
-            busy = {seat.worker for seat in trace.books.busy()}
-            closing = {worker for worker, _, _ in commit.closes}
-            needed = math.ceil(policy.quorum * len(busy | closing) - 1e-9)
+            closing, members = _closing(trace, commit)
+            needed = _needed(policy, members)
             if len(closing) < needed:
-                return f"commit {seq} settles workers {sorted(closing)} of {sorted(busy)}, but needs {needed}"
+                return f"commit {seq} settles workers {sorted(closing)} of {sorted(members)}, but needs {needed}"
             clocks = {clock for _, _, clock in commit.closes}
-            if len(clocks) > 1:
+            if len(clocks) > 1 and policy.kind == "sync":
                 return f"commit {seq} mixes the clocks {sorted(clocks)}"
     return None
+
+
+def grace_given(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """Nobody is left behind before its grace is over, which begins when enough are ready."""
+    match fact:
+        case t.Said(message=m.Commit(seq=seq, kind="update") as commit, at_ms=at_ms) if seq > len(trace.log):
+            policy = trace.books.policy
+            closing, members = _closing(trace, commit)
+            if not policy.grace or closing == members:
+                return None
+            ready = {(who.worker, who.incarnation, who.clock): at for who, at in trace.ready_at.items()}
+            since = sorted(ready[who] for who in commit.closes)[_needed(policy, members) - 1]
+            if at_ms - since < 1000 * policy.grace:
+                late = sorted(members - closing)
+                return f"commit {seq} leaves workers {late} behind {at_ms - since} ms after enough were ready"
+    return None
+
+
+def _closing(trace: t.Trace, commit: m.Commit) -> tuple[set[int], set[int]]:
+    """The workers whose contributions a commit settles, and all that policies count."""
+    closing = {worker for worker, _, _ in commit.closes}
+    return closing, closing | {seat.worker for seat in trace.books.busy()}
+
+
+def _needed(policy: PolicySpec, members: set[int]) -> int:
+    if policy.kind == "decoupled":
+        return min(int(policy.quorum), len(members))
+    return math.ceil(policy.quorum * len(members) - 1e-9)
 
 
 def fair_weights(trace: t.Trace, fact: t.Fact) -> Complaint:
@@ -54,9 +81,10 @@ def fair_weights(trace: t.Trace, fact: t.Fact) -> Complaint:
     match fact:
         case t.Said(message=m.Commit(seq=seq, kind="update") as commit) if seq > len(trace.log):
             readies = [trace.ready[item.contributor] for item in commit.contributors]
-            total = sum(ready.samples for ready in readies)
-            for item, ready in zip(commit.contributors, readies, strict=True):
-                share = 1.0 if trace.spec.reduction == "sum" else ready.samples / total
+            power = 2 if trace.spec.reduction == TOKENS else 1
+            counts = [ready.samples**power / (ready.steps if power == 2 else 1) for ready in readies]
+            for item, ready, count in zip(commit.contributors, readies, counts, strict=True):
+                share = 1.0 if trace.spec.reduction == SUM else count / sum(counts)
                 if trace.books.policy.weight == "inverse":
                     share /= 1 + _age(trace, item.contributor, seq)
                 if not math.isclose(item.weight, share * ready.multiplier):

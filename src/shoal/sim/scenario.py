@@ -13,7 +13,7 @@ from random import Random
 import msgspec
 
 from shoal.config import Job, Limits
-from shoal.vocabulary import NO_AGE_MAX, Dataset, PolicySpec, TableSpec, TensorSpec
+from shoal.vocabulary import NO_AGE_MAX, TOKENS, Dataset, PolicySpec, TableSpec, TensorSpec
 
 LIMITS = Limits(
     tick_ms=20,
@@ -200,7 +200,7 @@ def draw(seed: int) -> Scenario:
     )
     if policy.kind != "sync":
         policy = _aged(Random(f"ages of {seed}"), policy)
-    policy = _delayed(Random(f"delays of {seed}"), policy)
+    policy = _graced(Random(f"graces of {seed}"), _delayed(Random(f"delays of {seed}"), policy))
     paired = policy.kind == "sync" and policy.quorum >= 1.0 and rng.random() < 0.4
     count = rng.choice([1, 2, 2, 3, 3, 4, 5])
     servers = rng.choice([1, 2, 2, 3])
@@ -227,7 +227,7 @@ def draw(seed: int) -> Scenario:
         falls=() if links is CALM else _falls(Random(f"falls of {seed}")),
         losses=_losses(Random(f"losses of {seed}")) if replicas > 1 and not paired else (),
         drains=_drains(Random(f"drains of {seed}")) if replicas > 1 else (),
-        changes=() if paired else _changes(Random(f"policies of {seed}"), Random(f"other delays of {seed}")),
+        changes=() if paired else _changes(Random(f"policies of {seed}"), Random(f"other policies of {seed}")),
         registered=registered,
         outages=_outages(Random(f"outages of {seed}")) if troubled else (),
         oustings=_oustings(Random(f"oustings of {seed}")) if troubled else (),
@@ -248,6 +248,16 @@ def _delayed(rng: Random, policy: PolicySpec) -> PolicySpec:
     if policy.kind == "sync" or rng.random() < 0.6:
         return policy
     return msgspec.structs.replace(policy, weight="delay", rate=rng.choice([0.5, 2.0]), mean_square=0.95)
+
+
+def _graced(rng: Random, policy: PolicySpec) -> PolicySpec:
+    """The same, and perhaps with a grace for who is late; or, in place of one by one, together without a clock."""
+    grace = rng.choice([0.02, 0.1, 0.4])
+    if policy.kind == "sync" and policy.quorum < 1.0 and rng.random() < 0.5:
+        return msgspec.structs.replace(policy, grace=grace)
+    if policy.kind == "async" and rng.random() < 0.4:
+        return PolicySpec("decoupled", quorum=rng.choice([1, 1, 2, 3]), grace=rng.choice([0.0, grace]))
+    return policy
 
 
 def _links(rng: Random) -> Links:
@@ -282,7 +292,7 @@ def _spec(rng: Random, policy: PolicySpec) -> TableSpec:
         groups=(settings,) * (1 + max(tensor.group for tensor in tensors)),
         policy=policy,
         clip_norm=rng.choice([None, 1.0]),
-        reduction=rng.choice(["mean", "mean", "sum"]),
+        reduction=rng.choice(["mean", "mean", "sum"]) if policy.kind != "decoupled" else TOKENS,
         block_elements_max=4,
     )
 
@@ -355,7 +365,7 @@ def _drains(rng: Random) -> tuple[Drain, ...]:
     return tuple(Drain(rng.randint(100, 1500), rng.randrange(12)) for _ in range(rng.choice([0, 0, 0, 1, 2])))
 
 
-def _changes(rng: Random, delays: Random) -> tuple[Change, ...]:
+def _changes(rng: Random, further: Random) -> tuple[Change, ...]:
     """Each with a chance to be asked for at about the same time as another one, or as the same again."""
     policies = [
         PolicySpec("sync"),
@@ -363,7 +373,7 @@ def _changes(rng: Random, delays: Random) -> tuple[Change, ...]:
         _aged(rng, PolicySpec("bounded", staleness=rng.choice([0, 1, 2]))),
         _aged(rng, PolicySpec("async")),
     ]
-    policies = [_delayed(delays, policy) for policy in policies]
+    policies = [_graced(further, _delayed(further, policy)) for policy in policies]
     count = rng.choice([0, 0, 0, 0, 1, 1, 2, 4])
     return tuple(Change(rng.randint(100, 1800), rng.choice(policies)) for _ in range(count))
 

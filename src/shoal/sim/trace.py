@@ -31,6 +31,7 @@ class Said:
 
     target: str
     message: m.Message
+    at_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Told:
 
     source: str
     message: m.Message
+    at_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -328,6 +330,7 @@ class Trace:
     committed: dict[Contributor, int] = field(default_factory=dict)  # -> seq
     finished: dict[Contributor, dict[int, Tag]] = field(default_factory=dict)  # what each step pushed
     ready: dict[Contributor, m.Ready] = field(default_factory=dict)  # as the coordinator received it
+    ready_at: dict[Contributor, int] = field(default_factory=dict)  # in ms, when it was received
     offers: dict[Contributor, tuple[m.Ready, set[int]]] = field(default_factory=dict)  # and shards that lack blocks
     chains: tuple[tuple[int, ...], ...] = ()  # by shard its servers, as everybody was told last
     filling: set[int] = field(default_factory=set)  # those of them that had not all of it
@@ -354,7 +357,7 @@ class Trace:
                 new = isinstance(message, m.Commit) and message.seq > len(self.log)
                 self.books.said(message, new)
             case Told(message=m.Complete() as complete):
-                self._completed(complete)
+                self._completed(complete, fact.at_ms)
             case Told(message=message):
                 self.books.told(message)
         match fact:
@@ -370,6 +373,7 @@ class Trace:
                 self.welcomed[worker] = max(incarnation, self.welcomed.get(worker, -1))
             case Told(message=m.Ready() as ready):
                 self.ready.setdefault(ready.contributor, ready)
+                self.ready_at.setdefault(ready.contributor, fact.at_ms)
             case Told(message=m.Offer(ready=ready)):
                 self.offers[ready.contributor] = ready, {shard for shard, count in enumerate(ready.blocks) if count}
             case Performed(shard=shard, task=k.Seed(seq=seq) | k.Apply(seq=seq)):
@@ -399,7 +403,7 @@ class Trace:
         self.welcomed.clear()  # whoever was, and is in no entry, is not known to the next one
         self.books.forget(self.log)
 
-    def _completed(self, complete: m.Complete) -> None:
+    def _completed(self, complete: m.Complete, at_ms: int) -> None:
         """An offer is as good as Ready once all shards say so."""
         ready, lacking = self.offers.get(complete.contributor, (None, set[int]()))
         lacking.difference_update(
@@ -408,6 +412,7 @@ class Trace:
         if ready is not None and not lacking:
             self.books.told(ready)
             self.ready.setdefault(ready.contributor, ready)
+            self.ready_at.setdefault(ready.contributor, at_ms)
 
     def policies_until(self, who: Contributor) -> list[PolicySpec]:
         """Under which this contribution may have been dropped: the one in force when it was, or, where samples of its
