@@ -55,8 +55,8 @@ def optimizer(
         CUDA. Those that do not require gradients (and a module's buffers) stay the worker's own: no
         server holds them, so give every worker the same.
     rule: a value of shoal.optim, such as AdamW(lr=3e-4, clip_norm=1.0).
-    sync: the consistency policy: Sync(), Sync(quorum=0.9), Bounded(staleness=3), Async() or Decoupled(). Warns where the rule is
-        known to suffer from it (docs/staleness.md).
+    sync: the consistency policy: Sync(), Sync(quorum=0.9), Bounded(staleness=3), Async() or Decoupled(). Warns where
+        the rule is known to suffer from it (docs/staleness.md).
     reduction: how contributions combine: "mean" weighs each by its share of the samples (for losses
         that are means), "sum" adds them up.
     nonfinite: what to do with a gradient that holds NaN or infinity: "refuse" raises
