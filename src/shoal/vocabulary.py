@@ -69,7 +69,8 @@ class TableSpec(Value, frozen=True, array_like=True):
     groups holds one sequence of (setting, value) per parameter group (the learning rate among them is
     only the first one: later ones come with each contribution). reduction says how contributions
     combine: "mean" weighs each by its share of the commit's samples, "sum" adds them up, and "tokens" weighs each by
-    samples**2 / steps, block by block, among those that have anything for it.
+    samples**2 / steps, block by block, among those that have anything for it. radial: tensors of which lengths and
+    directions are averaged apart (phases.MERGE).
     """
 
     tensors: tuple[TensorSpec, ...]
@@ -79,6 +80,7 @@ class TableSpec(Value, frozen=True, array_like=True):
     clip_norm: float | None = None
     reduction: str = "mean"
     block_elements_max: int = 1 << 20
+    radial: tuple[int, ...] = ()
 
 
 class PolicySpec(Value, frozen=True, array_like=True):
@@ -138,11 +140,13 @@ class Weighted(Value, frozen=True, array_like=True):
     """A contributor and the factor its gradient is multiplied by when contributions combine.
 
     whole: every block of it lies in its worker's shared memory; servers that map it were not told block by block.
+    version: of the parameters that it was computed on.
     """
 
     contributor: Contributor
     weight: float
     whole: bool = False
+    version: int = 0
 
 
 class Dataset(Value, frozen=True, array_like=True):

@@ -321,6 +321,29 @@ def test_decoupled_a_window_goes_on_until_the_one_before_is_back_and_weighs_by_i
     assert first[1] == pytest.approx(combined + 1) and second[1] == pytest.approx(combined + 4)
 
 
+def test_merged_radially_a_window_is_as_long_as_those_of_its_workers(together):
+    """Two workers go at right angles; an embedding is averaged plainly."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.own = nn.Embedding(1, 2, _weight=torch.zeros(1, 2)), nn.Parameter(torch.zeros(2))
+
+    def walk(worker) -> list[list[float]]:
+        model = Two()
+        inner = torch.optim.SGD(model.parameters(), lr=1.0)
+        opt = LocalOptimizer(worker, model, LocalSteps(3, inner, SGD(1.0), merge="radial"))
+        for _ in range(3):
+            opt.zero_grad()
+            (-model.words.weight[0, worker.rank] - model.own[worker.rank]).backward()
+            opt.step()
+        return [model.words.weight[0].tolist(), model.own.tolist()]
+
+    for words, own in together(2, walk):
+        assert words == [1.5, 1.5]
+        assert own == pytest.approx([3 / 2**0.5] * 2), "3 long, as each worker's"
+
+
 def test_fragments_weigh_alike_and_take_equal_layers_in_turn():
     assert dealt([64, 16, 64, 16, 64, 16, 64, 16], 2) == ((0, 1, 4, 5), (2, 3, 6, 7))
     assert dealt([100, 1, 1, 1], 2) == ((0,), (1, 2, 3))
@@ -469,6 +492,7 @@ def test_what_cannot_be_is_refused_by_name():
         ("at most every / fragments = 5 steps", {"fragments": 2, "overlap": 6}),
         ("overlap must be a whole number, 0 or more", {"overlap": -1}),
         (r"mix must be a number in \[0, 1\)", {"mix": 1.0}),
+        ("merge='median'.*known are 'mean', 'radial'", {"merge": "median"}),
         ("delay compensation is for gradients", {"sync": Async(DelayCompensated())}),
     ):
         with pytest.raises(ConfigurationError, match=message):

@@ -145,14 +145,26 @@ def test_the_log_says_what_each_worker_was_given() -> None:
     bases = Bases()
     bases.add(m.Commit(1, 1, "seed", release=((0, 1), (1, 2))), 1)
     bases.add(m.Commit(1, 2, "update", closes=((0, 1, 1),)), 2)
-    assert bases.known == {1: (2, 1)}, "who has settled what it computed waits, and computes on nothing"
+    assert bases.known == {1: (2, {1: 1})}, "who has settled what it computed waits, and computes on nothing"
     bases.add(m.Commit(1, 3, "cut", release=((0, 1),)), 2)
-    assert bases.known == {0: (1, 2), 1: (2, 1)}, "a cut changes nothing: its parameters are those of the update before"
-    made_up = bases.compensation(ADAPTIVE, Contributor(1, 2, 1, 0), 2)
-    assert made_up == k.Compensation(2.0, 0.95, base=1, present=2, needed=(2,))
-    assert bases.compensation(ADAPTIVE, Contributor(1, 9, 1, 0), 2).base == k.UNKNOWN, "another life"
+    assert bases.known[0] == (1, {3: 2}), "a cut changes nothing: its parameters are those of the update before"
+    stale = Weighted(Contributor(1, 2, 1, 0), 1.0, version=1)
+    assert bases.compensation(ADAPTIVE, stale, 2) == k.Compensation(2.0, 0.95, base=1, present=2, needed=(2,))
+    other_life = Weighted(Contributor(1, 9, 1, 0), 1.0, version=1)
+    assert bases.compensation(ADAPTIVE, other_life, 2).base == k.UNKNOWN
     bases.add(m.Commit(1, 4, "cut", fences=((1, 2),)), 2)
-    assert bases.known == {0: (1, 2)}, "the dead hold no copy"
+    assert list(bases.known) == [0], "the dead hold no copy"
+
+
+def test_who_asks_again_for_what_it_has_may_compute_on_either() -> None:
+    """Word that a version is gone may come late, when the worker has it from a repetition."""
+    bases = Bases()
+    bases.add(m.Commit(1, 3, "cut", release=((0, 1),)), 2)
+    bases.add(m.Commit(1, 6, "cut", release=((0, 1),)), 5)
+    for version, base in ((3, 2), (6, 5)):
+        item = Weighted(Contributor(0, 1, 1, 0), 1.0, version=version)
+        assert bases.compensation(ADAPTIVE, item, 5).base == base
+    assert bases.compensation(ADAPTIVE, Weighted(Contributor(1, 1, 1, 0), 1.0), 5).needed == (2, 5)
 
 
 def end_of_a_quadratic(form: DelayCompensated | None, age: int = 4) -> float:

@@ -355,3 +355,27 @@ def test_weighed_by_tokens_a_block_is_the_mean_of_those_who_have_it(shards: int)
     mean = [one[0], (0.8 * one[1] + 0.4 * other[1]) / 1.2, other[2], torch.zeros(())]
     for found, before, gradient in zip(cluster.parameters(), start, mean, strict=True):
         torch.testing.assert_close(found, before - 0.1 * gradient)
+
+
+def test_merged_radially_lengths_and_directions_are_averaged_apart() -> None:
+    """mean(||d||) unit(mean(unit(d))) of each tensor, over those who have it; others by plain mean."""
+    spec = msgspec.structs.replace(table([SGD(1.0)]), reduction=TOKENS, radial=(0, 1, 2))
+    weights = (0.5, 0.25, 0.25)
+    start, one, two, three = randoms(0), randoms(1), [5 * each for each in randoms(2)], randoms(3)
+    three[1] = torch.zeros_like(three[1])  # its direction counts for nothing, its length as 0
+    sent: list[Tensors] = [[*one[:2], None, one[3]], two, [*three[:2], None, three[3]]]
+    found = []
+    for shards in (1, 3):
+        cluster = Cluster(spec, shards)
+        cluster.seed(start)
+        cluster.step(sent, (1.0,), weights)
+        found.append(cluster.parameters())
+    assert same_bits(*found)
+    for index, (before, after) in enumerate(zip(start, found[0], strict=True)):
+        pairs = [(w, d[index].double()) for w, d in zip(weights, sent, strict=True) if d[index] is not None]
+        total = sum(w for w, _ in pairs)
+        merged = sum(w * d for w, d in pairs) / total
+        if index != 3:
+            merged = sum(w * d / d.norm() for w, d in pairs if d.norm() > 0) / total
+            merged *= sum(w * d.norm() for w, d in pairs) / total / merged.norm()
+        torch.testing.assert_close(before - after, merged.float(), rtol=1e-4, atol=1e-5)

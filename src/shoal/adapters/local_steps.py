@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from shoal.errors import ConfigurationError
 from shoal.optim import SGD, Nesterov, Rule
 from shoal.policy import Decoupled, Policy, Sync, checked
+
+Merge = Literal["mean", "radial"]
 
 FULL_WINDOW = 10  # steps; in shorter windows outer momentum adds up differences that point the same way
 
@@ -39,6 +41,10 @@ class LocalSteps:
     meanwhile go on from there; until then its window goes on, too. Contributions count tokens**2 / steps, fragment by
     fragment.
 
+    merge: "mean", or "radial", the radial-directional average of the same paper: mean(||d||) unit(mean(unit(d))) of
+    each tensor's differences d, since those of workers are nearly orthogonal, and their mean is shorter the more there
+    are. Embeddings of a Module are averaged plainly, as in the paper. Not with replicas.
+
     Raises ConfigurationError for numbers that do not go together.
     """
 
@@ -51,6 +57,7 @@ class LocalSteps:
     mix: float = 0.0
     sync: Policy = field(default_factory=Sync)
     scaled: bool = False
+    merge: Merge = "mean"
 
     def __post_init__(self) -> None:
         for name, least in (("every", 1), ("fragments", 1), ("overlap", 0)):
@@ -70,6 +77,9 @@ class LocalSteps:
                 f"LocalSteps(overlap={self.overlap}) must be at most every / fragments = {self.stride} steps: the next "
                 f"fragment leaves then"
             )
+        if self.merge not in get_args(Merge):
+            known = ", ".join(map(repr, get_args(Merge)))
+            raise ConfigurationError(f"LocalSteps(merge={self.merge!r}): known are {known}")
         mix: object = self.mix
         if not isinstance(mix, (int, float)) or not 0 <= mix < 1:
             raise ConfigurationError(f"LocalSteps(mix={mix!r}): mix must be a number in [0, 1), the worker's own share")

@@ -191,6 +191,6 @@ def weighed(
     total = awaited + sum(counts(ready, reduction) for ready in found)
     shares = [1.0 if reduction == SUM else counts(ready, reduction) / total for ready in found]
     return tuple(
-        Weighted(ready.contributor, share * factor(ready) * ready.multiplier, ready.whole)
+        Weighted(ready.contributor, share * factor(ready) * ready.multiplier, ready.whole, ready.version)
         for ready, share in zip(found, shares, strict=True)
     )

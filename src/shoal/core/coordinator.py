@@ -815,8 +815,8 @@ class Coordinator:
             return []
         if self.replicas.replicated and not self.proposals.free:
             return []  # the memory in which it would be combined is in use
-        if self.spec.reduction == TOKENS:
-            return []  # shares are of those that have a block, which only the shards know
+        if self.spec.reduction == TOKENS or self.spec.radial:
+            return []  # weights are the blocks' own
         busy = [member for member in self.membership.ordered() if member.busy]
         return self.foresight.tell(busy, self.spec.reduction, self.epoch, self.replicas.primaries)
 

@@ -293,10 +293,8 @@ class Shard:
         wanted = self.policy.compensation
         if wanted is None or not self.replica.leads or len(contributors) != 1:  # such a policy commits one by one
             return None
-        (who,) = (item.contributor for item in contributors)
-        if who.seeds:
-            return None
-        return self.bases.compensation(wanted, who, self.accounts.updated)
+        (item,) = contributors
+        return None if item.contributor.seeds else self.bases.compensation(wanted, item, self.accounts.updated)
 
     def _complete(self, item: Weighted, count: int) -> bool:
         """Whether all that this contributor has for the shard, so many blocks, is here."""

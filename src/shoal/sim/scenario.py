@@ -215,7 +215,7 @@ def draw(seed: int) -> Scenario:
     return Scenario(
         seed=seed,
         job=Job(name=f"simulated-{seed}", workers=started, servers=servers, replicas=replicas, limits=limits),
-        spec=_spec(rng, policy),
+        spec=_merged(Random(f"merges of {seed}"), _spec(rng, policy), replicas),
         workers=tuple(_habits(rng, rank, late=rank >= started, clocks=clocks, paired=paired) for rank in range(count)),
         clocks=clocks,
         dataset=_dataset(rng, count, balance=policy.kind == "bounded") if data else None,
@@ -258,6 +258,14 @@ def _graced(rng: Random, policy: PolicySpec) -> PolicySpec:
     if policy.kind == "async" and rng.random() < 0.4:
         return PolicySpec("decoupled", quorum=rng.choice([1, 1, 2, 3]), grace=rng.choice([0.0, grace]))
     return policy
+
+
+def _merged(rng: Random, spec: TableSpec, replicas: int) -> TableSpec:
+    """The same, and perhaps it averages lengths and directions apart."""
+    if replicas > 1 or rng.random() < 0.8:
+        return spec
+    count = len(spec.tensors)
+    return msgspec.structs.replace(spec, radial=tuple(sorted(rng.sample(range(count), rng.randint(1, count)))))
 
 
 def _links(rng: Random) -> Links:

@@ -192,7 +192,11 @@ def measured(
             continue  # no gradient reaches it
         figure = hash((state, combined[block], by_numbers(by)))
         one, other = float(1 + figure % 9973), float(1 + figure % 8887)
-        partials[block] = (float(cut(spec)[block].tensor), one, other) if phase == phases.TRUST else (one,)
+        tensor = cut(spec)[block].tensor
+        if phase == phases.MERGE and tensor not in spec.radial:
+            continue
+        facts = {phases.TRUST: (tensor, one, other), phases.MERGE: (tensor, 2.0, 1.0, 1.0, one, 0.0, other)}
+        partials[block] = facts.get(phase, (one,))
     return partials
 
 

@@ -27,12 +27,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shoal.adapters.local_steps import LocalSteps, dealt
 from shoal.adapters.torch.binding import binding_of
 from shoal.adapters.torch.groups import Named, Parameters, groups_of, trainable
-from shoal.adapters.torch.optimizer import Optimizer, optimizer
+from shoal.adapters.torch.optimizer import Optimizer
 from shoal.errors import ConfigurationError
 from shoal.runtime.worker import Worker
 from shoal.vocabulary import MEAN, TOKENS
@@ -67,8 +67,16 @@ class LocalOptimizer(torch.optim.Optimizer):
         self._left_at = 0  # the clock when they left
         self._left: dict[int, Tensor] = {}  # by tensor: what it was then, where steps go on from what comes back
         self._anchors = [torch.nn.Parameter(item.parameter.detach().clone()) for item in self._members]
-        groups, reduction = _groups(self._members, self._anchors), TOKENS if local.decoupled else MEAN
-        self.outer = optimizer(worker, groups, local.rule, sync=local.sync, reduction=reduction)
+        self.outer = Optimizer(
+            worker,
+            _groups(self._members, self._anchors),
+            local.rule,
+            sync=local.sync,
+            reduction=TOKENS if local.decoupled else MEAN,
+            nonfinite="refuse",
+            overlap=False,
+            radial=_radial(params, self._members) if local.merge == "radial" else (),
+        )
         # What this worker's steps began from. Anchors may be newer: they come whole, fragments are taken in turn.
         self._begun_from = [anchor.detach().clone() for anchor in self._anchors]
         binding = binding_of(worker)
@@ -196,6 +204,13 @@ def _groups(members: Sequence[Named], anchors: Sequence[torch.nn.Parameter]) -> 
         group = found.setdefault(item.group, {"params": [], "push": item.push, "pull": item.pull})
         group["params"].append((item.name, anchor))
     return list(found.values())
+
+
+def _radial(params: Parameters, members: Sequence[Named]) -> list[str]:
+    """All but embeddings, by name."""
+    modules = params.modules() if isinstance(params, nn.Module) else ()
+    plain = {id(module.weight) for module in modules if isinstance(module, nn.Embedding | nn.EmbeddingBag)}
+    return [item.name for item in members if id(item.parameter) not in plain]
 
 
 def _inner(inner: object) -> torch.optim.Optimizer:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -108,7 +108,9 @@ class Optimizer(torch.optim.Optimizer):
         overlap: bool,
         push: str = "",
         pull: str = "",
+        radial: Collection[str] = (),
     ) -> None:
+        """radial: names of parameters of whose contributions lengths and directions are averaged apart."""
         policy = checked(sync)
         if nonfinite not in get_args(NonFinite):
             raise ConfigurationError(f"nonfinite={nonfinite!r}; known: {', '.join(get_args(NonFinite))}")
@@ -135,6 +137,7 @@ class Optimizer(torch.optim.Optimizer):
             policy=policy.spec,
             clip_norm=rule.clip_norm,
             reduction=reduction,
+            radial=tuple(index for index, item in enumerate(self._members) if item.name in radial),
         )
         self._binding = _join(worker, spec, self._members)
         self._chance = self._binding.chance
