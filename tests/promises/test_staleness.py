@@ -67,6 +67,7 @@ def test_a_stale_contribution_counts_as_the_policy_says(policy: Policy, adds: fl
 
 
 STOPPED_SECONDS = 2.0
+START_SECONDS = 120.0  # three processes load torch
 
 
 def progress(process: Process) -> tuple[int, int]:
@@ -83,7 +84,8 @@ def test_no_worker_waits_for_one_that_is_stopped_and_nothing_of_it_is_lost(tmp_p
     with running(3, setting, limits, observer) as embedded, crew(embedded.job, embedded.address) as workers:
         first, second, slow = (workers.start(rank, "local", 5, "--end", end, "--pause", 0.005) for rank in range(3))
         everyone = (first, second, slow)
-        wait_until(lambda: min(progress(each)[1] for each in everyone) > 3, "all are in their fourth window")
+        begun = "all are in their fourth window"
+        wait_until(lambda: min(progress(each)[1] for each in everyone) > 3, begun, START_SECONDS)
         os.kill(slow.pid, signal.SIGSTOP)
         began, before = time.monotonic(), [progress(each) for each in (first, second)]
 

@@ -52,7 +52,7 @@ def main() -> None:
         options.die = told.read_text()
         told.unlink()
     if options.task == "local":
-        import torch  # noqa: F401 (it takes its time, which counts once the worker has joined)
+        import shoal.adapters.torch.local  # noqa: F401 (torch takes its time, which counts once the worker has joined)
     moment, _, when = options.die.partition(":")
     wrap = Deadly.wrap(moment, when) if moment in ("before", "after") else unwrapped
     estate = process.take_estate()
