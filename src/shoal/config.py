@@ -25,7 +25,9 @@ class Limits:
     payload_bytes_max: int = 64 << 20  # the tensor part of a frame
     hello_bytes_max: int = 16 << 10  # a message before the handshake is over; no payload may come before
     strangers_max: int = 256  # connections without a handshake at once, beside one for each that the job expects
-    frame_bytes_target: int = 1 << 20  # blocks are gathered into frames of about this size: a long link is not kept waiting
+    frame_bytes_target: int = (
+        1 << 20
+    )  # blocks are gathered into frames of about this size: a long link is not kept waiting
     fill_bytes_target: int = 16 << 20  # of a shard, given to a new replica between two updates
     queue_bytes_max: int = 4 << 30  # by reference, for one peer; beyond, a peer that takes nothing is cut
     stall_ms: int = 10_000  # after this

@@ -427,6 +427,32 @@ def test_each_sample_counts_once_and_windows_are_leased_whole(together):
     assert sorted(len(seen) for seen in results) == [20, 20]
 
 
+@pytest.mark.filterwarnings("ignore:.*known to harm")
+@pytest.mark.parametrize("sync", [Decoupled(), Decoupled(quorum=2, grace=0.05)], ids=repr)
+@pytest.mark.parametrize(("fragments", "overlap"), [(1, 0), (2, 2)])
+def test_decoupled_each_sample_of_two_epochs_is_seen_once(together, sync, fragments, overlap):
+    data = TensorDataset(torch.arange(96.0), torch.zeros(96))
+
+    def count(worker):
+        model = mlp()
+        inner = torch.optim.SGD(model.parameters(), 0.0)
+        opt = LocalOptimizer(worker, model, LocalSteps(6, inner, fragments=fragments, overlap=overlap, sync=sync))
+        batches, seen = loader(worker, data, 2), Counter[int]()
+        for _ in range(2):
+            for x, _ in batches:
+                time.sleep(0.002 * worker.rank)
+                seen.update(x.int().tolist())
+                opt.zero_grad()
+                model(x[:, None].expand(-1, 6)).sum().backward()
+                opt.step()
+        opt.synchronise()
+        return seen
+
+    first, second = together(2, count)
+    assert isinstance(first, Counter) and isinstance(second, Counter), (first, second)
+    assert first + second == Counter(dict.fromkeys(range(96), 2))
+
+
 def test_what_is_known_to_harm_is_warned_of_with_its_cure():
     def start(every: int, outer: Rule, rate_rule: bool) -> None:
         model = mlp()

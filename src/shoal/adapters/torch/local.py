@@ -105,10 +105,13 @@ class LocalOptimizer(torch.optim.Optimizer):
         loss = self.inner.step(closure) if closure is not None else self.inner.step()
         self._taken += 1
         self._ahead = self._every_fragment
-        due = self._taken >= min(self.local.overlap, self._binding.steps)
-        if self._under_way is not None and due and (self.outer.arrived or not self.local.decoupled):
+        full = self._taken >= self._binding.steps
+        due = full or self._taken >= self.local.overlap
+        # What ps.loader leases is a window's: it has to leave before there is more.
+        waits = not self.local.decoupled or (full and self._worker.leased > 0)
+        if self._under_way is not None and due and (waits or self.outer.arrived):
             self._come_back()
-        if self._taken >= self._binding.steps and self._under_way is None:
+        if full and self._under_way is None:
             self._leave(frozenset({self._turn(self.clock)}))
         return loss
 
