@@ -464,7 +464,7 @@ def test_what_is_known_to_harm_is_warned_of_with_its_cure():
         with connect() as ps:
             ps.optimizer(model, sync=LocalSteps(50, adamw(model), outer, sync=sync))
 
-    for sync in (Async(), Bounded(2)):
+    for sync in (Async(), Bounded(2), Decoupled()):
         with pytest.warns(UserWarning, match=r"known to harm: .* one by one.*outer=shoal.DelayedNesterov"):
             apart(sync, Nesterov())
     with pytest.warns(UserWarning, match=r"every=2, .*known to harm below about 10 steps"):
@@ -477,6 +477,7 @@ def test_what_is_known_to_harm_is_warned_of_with_its_cure():
         apart(Async(), DelayedNesterov())
         apart(Async(), SGD(lr=0.2))
         apart(Sync(quorum=0.5), Nesterov())
+        apart(Decoupled(quorum=2), Nesterov())
 
 
 @pytest.mark.parametrize(

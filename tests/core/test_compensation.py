@@ -11,9 +11,11 @@ import torch
 
 from shoal.core import machine as k
 from shoal.core.bases import Bases
+from shoal.core.store import Store
 from shoal.errors import ConfigurationError
 from shoal.optim import SGD, phases
 from shoal.policy import Async, Bounded, DelayCompensated, from_spec, in_words, parsed, rests
+from shoal.storage import snapshot
 from shoal.vocabulary import Contributor, Weighted
 from shoal.wire import messages as m
 
@@ -91,6 +93,28 @@ def test_any_number_of_servers_and_threads_gives_the_same_bits(form: DelayCompen
     one = played(form, 1, 1).parameters()
     for shards, threads in ((2, 1), (3, 2), (1, 4)):
         assert same_bits(one, played(form, shards, threads).parameters())
+
+
+@pytest.mark.parametrize("form", [CONSTANT, ADAPTIVE], ids=["constant", "adaptive"])
+def test_what_replicas_are_sent_is_compensated_already(form: DelayCompensated) -> None:
+    """The sum lies with all replicas before it is in the log; one that is proposed twice joins the squares once."""
+    spec = table([SGD(RATE)], policy="async")
+    alone, leading = played(form, 1, 1), Delayed(spec)
+    leading.stores = [Store(snapshot)]
+    (store,) = leading.stores
+    store.run(k.CreateTable(spec, 0, 1, replicated=True))
+    leading.seed(randoms(0))
+    for number, (worker, base) in enumerate(BASES):
+        who = Contributor(worker, 1, number + 1, 0)
+        leading.push(who, randoms(10 + number))
+        needed = tuple(later for _, later in BASES[number + 1 :] if later <= number)
+        compensation = k.Compensation(form.rate, form.mean_square, base, number, needed)
+        item = (Weighted(who, 0.5),)
+        for _ in range(2):
+            store.run(k.Combine(item, held=True, compensation=compensation))
+        store.run(k.Apply(number + 1, item, (RATE,), (), summed=True, compensation=compensation))
+        store.free([who])
+    assert same_bits(alone.parameters(), leading.parameters())
 
 
 def test_a_gradient_of_the_present_parameters_is_taken_as_it_is() -> None:

@@ -379,3 +379,23 @@ def test_merged_radially_lengths_and_directions_are_averaged_apart() -> None:
             merged = sum(w * d / d.norm() for w, d in pairs if d.norm() > 0) / total
             merged *= sum(w * d.norm() for w, d in pairs) / total / merged.norm()
         torch.testing.assert_close(before - after, merged.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_weighed_by_tokens_a_sum_for_replicas_has_the_bits_of_what_is_applied_in_passing() -> None:
+    spec = msgspec.structs.replace(table([SGD(0.1)]), reduction=TOKENS)
+    sent: list[Tensors] = [[*randoms(1)[:2], None, None], [None, *randoms(2)[1:3], None], randoms(3)]
+    who = tuple(Weighted(Contributor(worker, 1, 1, 0), weight) for worker, weight in enumerate((0.5, 0.3, 0.2)))
+    found = []
+    for replicated in (False, True):
+        cluster = Cluster(spec)
+        (store,) = cluster.stores = [Store(snapshot)]
+        store.run(k.CreateTable(spec, 0, 1, replicated))
+        cluster.seed(randoms(0))
+        for item, tensors in zip(who, sent, strict=True):
+            cluster.push(item.contributor, tensors)
+        if replicated:
+            store.run(k.Combine(who[:2], held=True))  # a proposal of which nothing comes
+            store.run(k.Combine(who, held=True))
+        store.run(k.Apply(1, who, (0.1,), (), summed=replicated))
+        found.append(cluster.parameters())
+    assert same_bits(*found)

@@ -31,6 +31,12 @@ def products(codec: Codec | Packed, sent: Sequence[Encoded], elements: int) -> t
     return tuple(math.fsum(total.tolist()) for total in sums)
 
 
+def warm() -> None:
+    """Compile the loop (or load it from disk), so that no step waits for it."""
+    one = read_only(np.zeros(1, np.float32))
+    _multiply(np.zeros(LANES), one, one)
+
+
 @kernel
 def _multiply(sums: np.ndarray[tuple[int], np.dtype[np.float64]], one: Floats, other: Floats) -> None:
     """Adds one * other to LANES interleaved sums: the same bits however the elements are cut."""

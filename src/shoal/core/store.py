@@ -31,6 +31,7 @@ import numpy.typing as npt
 from shoal.arena import reader
 from shoal.codec.codec import FLOAT32
 from shoal.core import machine as k
+from shoal.core import merging
 from shoal.core.combined import Combined
 from shoal.core.compensation import Compensator
 from shoal.core.increments import Increments
@@ -110,6 +111,8 @@ class Store:
                 self._increments = Increments(self._table)
                 self._compensator, self._combined = Compensator(self._table), None
                 Combined.warm(self._table)
+                if spec.radial:
+                    merging.warm()
                 self._sums = Sums(self._table, self._shared) if replicated else None
                 if absent:
                     self._table.absent.update(range(len(self._table.blocks)))

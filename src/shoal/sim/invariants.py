@@ -130,8 +130,9 @@ def saved_once(trace: t.Trace, fact: t.Fact) -> Complaint:
     """A snapshot is written at one version, however often it is asked for."""
     match fact:
         case t.Said(message=m.Commit(epoch=epoch, seq=seq, save=path)) if path and seq > len(trace.log):
-            # A new coordinator does not know who asked: it may have the same snapshot written again.
-            earlier = [entry.seq for entry in trace.log if entry.save == path and entry.epoch == epoch]
+            # A new coordinator does not know who asked: it may have the same snapshot written again, also where it
+            # has taken over, and repeats, the entry of one that nobody heeded any more.
+            earlier = [e.seq for e in trace.log if e.save == path and e.epoch == epoch and e.seq > e.since]
             if earlier:
                 return f"snapshot {path} is written at version {seq} and at version {earlier[0]}"
     return None
