@@ -28,7 +28,7 @@ from shoal.core.replicas import Replicas
 from shoal.core.saving import Samples, Savings
 from shoal.core.silence import Watch
 from shoal.core.status import status
-from shoal.policy import Go, Policy, in_words
+from shoal.policy import Go, Policy, View, in_words
 from shoal.vocabulary import TOKENS, PolicySpec, Switch, TableSpec, Weighted, node_number, server_name, worker_name
 from shoal.wire import messages as m
 from shoal.wire.forming import NOTHING
@@ -535,7 +535,7 @@ class Coordinator:
             return []
         effects: list[k.Effect] = []
         self.impatient = False
-        while isinstance(verdict := self.policy.commit(self.membership.view(now)), Go):
+        while isinstance(verdict := self.policy.commit(self._view(now)), Go):
             contributors = [self.membership.members[worker] for worker in verdict.workers]
             if outdated := [member for member in contributors if self._outdated(member)]:
                 effects += [effect for member in outdated for effect in self._refuse(member, now)]
@@ -578,6 +578,12 @@ class Coordinator:
         told = k.Log(f"{in_words(wanted)} is in force from version {entry.seq} on, in place of {in_words(policy.spec)}")
         return [told, *self.releases.append(entry, readers, now), *self._decide(now)]
 
+    def _view(self, now: int) -> View:
+        """What the policy may know. Without a common clock, nobody waits for those that rest until another one takes
+        over."""
+        assert self.policy is not None
+        return self.membership.view(now, not self.policy.lockstep and self.regime.holds(self.policy))
+
     def _weights(self, contributors: list[Member]) -> tuple[Weighted, ...]:
         assert self.spec is not None
         readies = [member.ready for member in contributors if member.ready is not None]
@@ -613,7 +619,7 @@ class Coordinator:
         if self.phase == FORMING:
             first = contributors[0] if contributors else None
             return self._seeded(first, first.ready, now, held=True) if first is not None and first.ready else []
-        view = self.membership.view(now)
+        view = self._view(now)
         ready = frozenset(member.worker for member in contributors)
         assert self.policy is not None
         wanted = self.policy.commit(replace(view, ready=ready))

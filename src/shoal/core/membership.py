@@ -151,9 +151,11 @@ class Membership:
     def ordered(self) -> list[Member]:
         return [self.members[worker] for worker in sorted(self.members)]
 
-    def view(self, now: int = 0) -> View:
-        """What policies may know. now: where it counts how long somebody has been ready."""
-        clocks = {member.worker: member.clock for member in self.members.values() if member.busy}
+    def view(self, now: int = 0, resting: bool = False) -> View:
+        """What policies may know. now: where it counts how long somebody has been ready. resting: who is parked stays
+        so, and brings nothing more."""
+        busy = [member for member in self.members.values() if member.busy and not (resting and member.state == PARKED)]
+        clocks = {member.worker: member.clock for member in busy}
         waited_ms = {member.worker: now - member.ready_at for member in self.members.values() if member.state == READY}
         return View(clocks, frozenset(waited_ms), waited_ms)
 

@@ -65,9 +65,10 @@ def grace_given(trace: t.Trace, fact: t.Fact) -> Complaint:
 
 
 def _closing(trace: t.Trace, commit: m.Commit) -> tuple[set[int], set[int]]:
-    """The workers whose contributions a commit settles, and all that policies count."""
-    closing = {worker for worker, _, _ in commit.closes}
-    return closing, closing | {seat.worker for seat in trace.books.busy()}
+    """The workers whose contributions a commit settles, and all that policies count. Without a common clock, those that
+    have come to rest bring nothing more."""
+    closing, common = {worker for worker, _, _ in commit.closes}, trace.books.policy.kind == "sync"
+    return closing, closing | {s.worker for s in trace.books.busy() if common or s.released >= s.clock}
 
 
 def _needed(policy: PolicySpec, members: set[int]) -> int:
