@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from shoal.optim import RMSprop as RMSprop
     from shoal.policy import Async as Async
     from shoal.policy import Bounded as Bounded
+    from shoal.policy import Decoupled as Decoupled
+    from shoal.policy import DelayCompensated as DelayCompensated
     from shoal.policy import Sync as Sync
 
 _HOMES = {
@@ -33,7 +35,7 @@ _HOMES = {
     "shoal.client": ("ParameterServer", "connect"),
     "shoal.errors": ("ShoalError",),
     "shoal.optim": ("LAMB", "SGD", "Adagrad", "Adam", "AdamW", "DelayedNesterov", "Lion", "Nesterov", "RMSprop"),
-    "shoal.policy": ("Async", "Bounded", "Sync"),
+    "shoal.policy": ("Async", "Bounded", "Decoupled", "DelayCompensated", "Sync"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

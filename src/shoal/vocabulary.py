@@ -18,6 +18,8 @@ SLOTS = 4096  # blocks map to slots, slots to shards: a snapshot keeps its meani
 
 NO_AGE_MAX = -1  # contributions of any age are taken
 
+MEAN, SUM, TOKENS = "mean", "sum", "tokens"  # how contributions combine: TableSpec.reduction
+
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -66,7 +68,9 @@ class TableSpec(Value, frozen=True, array_like=True):
 
     groups holds one sequence of (setting, value) per parameter group (the learning rate among them is
     only the first one: later ones come with each contribution). reduction says how contributions
-    combine: "mean" weighs each by its share of the commit's samples, "sum" adds them up.
+    combine: "mean" weighs each by its share of the commit's samples, "sum" adds them up, and "tokens" weighs each by
+    samples**2 / steps, block by block, among those that have anything for it. radial: tensors of which lengths and
+    directions are averaged apart (phases.MERGE).
     """
 
     tensors: tuple[TensorSpec, ...]
@@ -76,16 +80,20 @@ class TableSpec(Value, frozen=True, array_like=True):
     clip_norm: float | None = None
     reduction: str = "mean"
     block_elements_max: int = 1 << 20
+    radial: tuple[int, ...] = ()
 
 
 class PolicySpec(Value, frozen=True, array_like=True):
     """A consistency policy as data; policy.from_spec makes the object that decides."""
 
-    kind: str  # "sync" | "bounded" | "async"
+    kind: str  # "sync" | "bounded" | "async" | "decoupled"
     quorum: float = 1.0
     staleness: int = 0
-    weight: str = "equal"  # "equal" | "inverse"
+    weight: str = "equal"  # "equal" | "inverse" | "delay"
     age_max: int = NO_AGE_MAX
+    rate: float = 0.0  # of "delay"
+    mean_square: float = 0.0
+    grace: float = 0.0  # seconds
 
 
 class Switch(Value, frozen=True, array_like=True):
@@ -132,11 +140,13 @@ class Weighted(Value, frozen=True, array_like=True):
     """A contributor and the factor its gradient is multiplied by when contributions combine.
 
     whole: every block of it lies in its worker's shared memory; servers that map it were not told block by block.
+    version: of the parameters that it was computed on.
     """
 
     contributor: Contributor
     weight: float
     whole: bool = False
+    version: int = 0
 
 
 class Dataset(Value, frozen=True, array_like=True):

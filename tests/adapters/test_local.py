@@ -19,7 +19,7 @@ from shoal.adapters.torch import LocalOptimizer, loader
 from shoal.client import connect
 from shoal.errors import ConfigurationError
 from shoal.optim import SGD, AdamW, DelayedNesterov, Nesterov, Rule
-from shoal.policy import Async, Bounded, Policy, Sync
+from shoal.policy import Async, Bounded, Decoupled, DelayCompensated, Policy, Sync
 
 from .test_in_process import gap, mlp, together
 
@@ -224,6 +224,126 @@ def test_one_by_one_each_worker_adds_what_it_came_to_to_whatever_is_there(togeth
         assert (one - other).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize(("fragments", "overlap", "mix"), [(1, 0, 0.0), (2, 0, 0.0), (2, 2, 0.25)])
+def test_decoupled_a_worker_carries_what_it_did_meanwhile_over(together, fragments, overlap, mix):
+    """Two workers that take turns; what one pushed is back before its next step, and taken from `overlap` steps on."""
+    model = mlp()
+    steps, stride = 24, 6 // fragments
+    turns = threading.Barrier(2)
+
+    def learn(worker) -> nn.Module:
+        mine = copy.deepcopy(model)
+        sync = Decoupled()
+        opt = LocalOptimizer(worker, mine, LocalSteps(6, adamw(mine), SGD(1.0), True, fragments, overlap, mix, sync))
+        for step in range(steps):
+            for rank in range(2):
+                turns.wait()
+                if rank == worker.rank:
+                    descend(mine, opt, batch(rank, step))
+                    worker.finish_step()  # the order of commits is that of the turns
+        turns.wait()
+        return mine
+
+    found = together(2, learn)
+    parts = dealt([parameter.numel() for parameter in model.parameters()], fragments)
+    globals_ = [parameter.detach().clone() for parameter in model.parameters()]
+    own = [copy.deepcopy(model) for _ in range(2)]
+    inner = [adamw(each) for each in own]
+    begun = [[each.clone() for each in globals_] for _ in range(2)]
+    away: dict[int, tuple[int, list[Tensor], list[Tensor]]] = {}
+    taken, clocks = [0, 0], [0, 0]
+    for step in range(steps):
+        for rank in range(2):
+            mine = list(own[rank].parameters())
+            descend(own[rank], inner[rank], batch(rank, step))
+            taken[rank] += 1
+            if rank in away and taken[rank] >= overlap:
+                part, left, came = away.pop(rank)
+                for index in parts[part]:
+                    on_top = came[index] + mine[index].data - left[index]
+                    mine[index].data = mix * mine[index].data + (1 - mix) * on_top
+                    begun[rank][index] = came[index]
+            if taken[rank] >= stride:
+                part = clocks[rank] % fragments
+                for index in parts[part]:
+                    globals_[index] = globals_[index] - (begun[rank][index] - mine[index].detach())
+                away[rank] = part, [each.detach().clone() for each in mine], list(globals_)
+                taken[rank], clocks[rank] = 0, clocks[rank] + 1
+    for one, other in zip(found, own, strict=True):
+        assert isinstance(one, nn.Module), one
+        assert gap(one, other) < 1e-5
+
+
+class Counting(nn.Module):
+    """Each step of SGD at rate 1 adds 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = nn.Parameter(torch.zeros(3))
+
+    def forward(self) -> Tensor:
+        return -self.count.sum()
+
+
+def test_decoupled_a_window_goes_on_until_the_one_before_is_back_and_weighs_by_its_tokens(together):
+    """Two workers in windows of 4, both needed. The first takes 14 steps before the second has taken 4."""
+    meeting = threading.Barrier(2, timeout=30)
+
+    def count(worker) -> list[float]:
+        model = Counting()
+        inner = torch.optim.SGD(model.parameters(), lr=1.0)
+        opt = LocalOptimizer(worker, model, LocalSteps(4, inner, SGD(1.0), sync=Decoupled(quorum=2)))
+
+        def steps(number: int) -> None:
+            for _ in range(number):
+                opt.zero_grad()
+                model().backward()
+                opt.step()
+
+        seen: list[float] = []
+        if worker.rank == 0:
+            steps(14)
+        meeting.wait()
+        if worker.rank == 1:
+            steps(4)
+        for _ in range(2):
+            worker.finish_step()  # the commit of both is there
+            meeting.wait()
+            steps(1 if worker.rank == 0 else 4)  # and is taken; who has done 4 or more since pushes
+            seen.append(float(model.count.detach()[0]))
+        return seen
+
+    first, second = together(2, count)
+    assert isinstance(first, list) and isinstance(second, list), (first, second)
+    # Both come to 4; the first goes on from there with the 11 steps that it took meanwhile, the second with its 4.
+    assert first[0] == 4 + 11 and second[0] == 4 + 4
+    combined = 4 + (11 * 11 + 4 * 4) / (11 + 4)  # a token a step: tokens**2 / steps of each
+    assert first[1] == pytest.approx(combined + 1) and second[1] == pytest.approx(combined + 4)
+
+
+def test_merged_radially_a_window_is_as_long_as_those_of_its_workers(together):
+    """Two workers go at right angles; an embedding is averaged plainly."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.own = nn.Embedding(1, 2, _weight=torch.zeros(1, 2)), nn.Parameter(torch.zeros(2))
+
+    def walk(worker) -> list[list[float]]:
+        model = Two()
+        inner = torch.optim.SGD(model.parameters(), lr=1.0)
+        opt = LocalOptimizer(worker, model, LocalSteps(3, inner, SGD(1.0), merge="radial"))
+        for _ in range(3):
+            opt.zero_grad()
+            (-model.words.weight[0, worker.rank] - model.own[worker.rank]).backward()
+            opt.step()
+        return [model.words.weight[0].tolist(), model.own.tolist()]
+
+    for words, own in together(2, walk):
+        assert words == [1.5, 1.5]
+        assert own == pytest.approx([3 / 2**0.5] * 2), "3 long, as each worker's"
+
+
 def test_fragments_weigh_alike_and_take_equal_layers_in_turn():
     assert dealt([64, 16, 64, 16, 64, 16, 64, 16], 2) == ((0, 1, 4, 5), (2, 3, 6, 7))
     assert dealt([100, 1, 1, 1], 2) == ((0,), (1, 2, 3))
@@ -307,6 +427,32 @@ def test_each_sample_counts_once_and_windows_are_leased_whole(together):
     assert sorted(len(seen) for seen in results) == [20, 20]
 
 
+@pytest.mark.filterwarnings("ignore:.*known to harm")
+@pytest.mark.parametrize("sync", [Decoupled(), Decoupled(quorum=2, grace=0.05)], ids=repr)
+@pytest.mark.parametrize(("fragments", "overlap"), [(1, 0), (2, 2)])
+def test_decoupled_each_sample_of_two_epochs_is_seen_once(together, sync, fragments, overlap):
+    data = TensorDataset(torch.arange(96.0), torch.zeros(96))
+
+    def count(worker):
+        model = mlp()
+        inner = torch.optim.SGD(model.parameters(), 0.0)
+        opt = LocalOptimizer(worker, model, LocalSteps(6, inner, fragments=fragments, overlap=overlap, sync=sync))
+        batches, seen = loader(worker, data, 2), Counter[int]()
+        for _ in range(2):
+            for x, _ in batches:
+                time.sleep(0.002 * worker.rank)
+                seen.update(x.int().tolist())
+                opt.zero_grad()
+                model(x[:, None].expand(-1, 6)).sum().backward()
+                opt.step()
+        opt.synchronise()
+        return seen
+
+    first, second = together(2, count)
+    assert isinstance(first, Counter) and isinstance(second, Counter), (first, second)
+    assert first + second == Counter(dict.fromkeys(range(96), 2))
+
+
 def test_what_is_known_to_harm_is_warned_of_with_its_cure():
     def start(every: int, outer: Rule, rate_rule: bool) -> None:
         model = mlp()
@@ -318,7 +464,7 @@ def test_what_is_known_to_harm_is_warned_of_with_its_cure():
         with connect() as ps:
             ps.optimizer(model, sync=LocalSteps(50, adamw(model), outer, sync=sync))
 
-    for sync in (Async(), Bounded(2)):
+    for sync in (Async(), Bounded(2), Decoupled()):
         with pytest.warns(UserWarning, match=r"known to harm: .* one by one.*outer=shoal.DelayedNesterov"):
             apart(sync, Nesterov())
     with pytest.warns(UserWarning, match=r"every=2, .*known to harm below about 10 steps"):
@@ -331,6 +477,7 @@ def test_what_is_known_to_harm_is_warned_of_with_its_cure():
         apart(Async(), DelayedNesterov())
         apart(Async(), SGD(lr=0.2))
         apart(Sync(quorum=0.5), Nesterov())
+        apart(Decoupled(quorum=2), Nesterov())
 
 
 @pytest.mark.parametrize(
@@ -372,6 +519,8 @@ def test_what_cannot_be_is_refused_by_name():
         ("at most every / fragments = 5 steps", {"fragments": 2, "overlap": 6}),
         ("overlap must be a whole number, 0 or more", {"overlap": -1}),
         (r"mix must be a number in \[0, 1\)", {"mix": 1.0}),
+        ("merge='median'.*known are 'mean', 'radial'", {"merge": "median"}),
+        ("delay compensation is for gradients", {"sync": Async(DelayCompensated())}),
     ):
         with pytest.raises(ConfigurationError, match=message):
             LocalSteps(10, adamw(model), **options)

@@ -12,7 +12,7 @@ from shoal.cli import policy as command
 from shoal.cli.main import app
 from shoal.errors import ConfigurationError, DeadlineError, JobError
 from shoal.launch.jobs import JobRecord, published
-from shoal.policy import Async, Bounded, Sync
+from shoal.policy import Async, Bounded, Decoupled, Sync
 from shoal.wire import messages as m
 
 
@@ -32,6 +32,9 @@ def test_the_policy_in_force_is_shown_as_it_is_set(coordinator: Any) -> None:
         ("Bounded(staleness=3)", Bounded(3), "Bounded(staleness=3)"),
         ("shoal.Async(weight='inverse', age_max=16)", Async("inverse", 16), "Async(weight='inverse', age_max=16)"),
         ("sync", Sync(), "Sync()"),
+        ("Sync(0.5, grace=2.0)", Sync(0.5, 2.0), "Sync(quorum=0.5, grace=2.0)"),
+        ("decoupled", Decoupled(), "Decoupled()"),
+        ("Decoupled(quorum=2, grace=0.5)", Decoupled(2, 0.5), "Decoupled(quorum=2, grace=0.5)"),
     ],
 )
 def test_a_policy_is_written_as_in_a_script(coordinator: Any, written: str, policy: Any, words: str) -> None:

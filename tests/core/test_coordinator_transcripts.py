@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from shoal.core import session as s
 from shoal.core.shard import Open
-from shoal.policy import Async, Bounded, Sync
+from shoal.policy import Async, Bounded, Decoupled, Sync
 from shoal.vocabulary import Dataset
 from shoal.wire import messages as m
 
@@ -126,6 +126,47 @@ def test_a_second_life_fences_the_first() -> None:
     play.push(0)
     play.deliver()
     play.check("second_life")
+
+
+def test_a_grace_is_given_to_the_last() -> None:
+    play = Play(workers=3, servers=1, spec=small_table(Sync(quorum=0.6, grace=0.2)))
+    play.form()
+    play.say("two of three are ready: the third has 200 ms")
+    play.push(0)
+    play.wait(150)
+    play.push(2)
+    play.deliver()
+    play.wait(100)
+    play.deliver()
+    play.say("it comes in time, and nobody waits for the rest of the grace")
+    play.push(1)
+    play.deliver()
+    play.say("in clock 2 it does not")
+    play.push(0)
+    play.push(2)
+    play.deliver()
+    play.wait(200)
+    play.deliver()
+    play.check("grace")
+
+
+def test_without_a_clock_who_comes_late_is_in_the_next_commit() -> None:
+    play = Play(workers=3, servers=1, spec=small_table(Decoupled(quorum=2, grace=0.1)))
+    play.form()
+    play.say("two are a quorum; the grace ends without the third")
+    play.push(0, samples=3)
+    play.push(2)
+    play.deliver()
+    play.wait(100)
+    play.deliver()
+    play.say("what the third has for its clock 1 goes with the clock 2 of another")
+    play.push(1)
+    play.deliver()
+    play.push(2)
+    play.deliver()
+    play.wait(100)
+    play.deliver()
+    play.check("decoupled")
 
 
 def test_a_quorum_goes_on_without_the_last() -> None:

@@ -12,6 +12,7 @@ import torch
 from shoal.codec.codec import CODECS, PUSHES, push_codec
 from shoal.codec.packed import Packed
 from shoal.core import machine as k
+from shoal.core.merging import products
 from shoal.core.store import Store
 from shoal.kernel import read_only
 from shoal.optim import LAMB, SGD, AdamW
@@ -57,6 +58,21 @@ def test_the_bits_of_what_is_decoded(rule: SGD | AdamW, push: str, workers: int)
     packing, reference = new_store(pushed(plain, push)), new_store(plain)
     train(packing, reference, workers)
     assert everything(packing) == everything(reference)
+
+
+@pytest.mark.parametrize("push", PUSHES)
+def test_inner_products_are_those_of_what_is_decoded(push: str) -> None:
+    store = new_store(pushed(table([SGD(lr=0.1)]), push))
+    who = [Contributor(worker, 0, 1, 0) for worker in range(2)]
+    one, other = ([seen.double() for seen in stage(store, each, randoms(each.worker))] for each in who)
+    sums: dict[int, torch.Tensor] = {}
+    for position, block in enumerate(store.table.blocks):
+        sent = [store._staging[each].blocks[position] for each in who]
+        found = torch.tensor(products(store.table.pushes[position], sent, block.elements))
+        sums[block.tensor] = sums.get(block.tensor, torch.zeros(3)) + found
+    for tensor, (a, b) in enumerate(zip(one, other, strict=True)):
+        right = torch.tensor([float((a * a).sum()), float((a * b).sum()), float((b * b).sum())])
+        torch.testing.assert_close(sums[tensor], right, rtol=1e-5, atol=1e-4)
 
 
 def train(packing: Store, reference: Store, workers: int, foreseen: int = 0) -> None:

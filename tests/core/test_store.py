@@ -19,7 +19,7 @@ from shoal.errors import ConfigurationError, ProtocolError, SnapshotError
 from shoal.optim import LAMB, SGD, AdamW, Rule
 from shoal.optim.passes import Passes
 from shoal.storage import snapshot
-from shoal.vocabulary import Contributor, PolicySpec, TableSpec, TensorSpec, Weighted
+from shoal.vocabulary import TOKENS, Contributor, PolicySpec, TableSpec, TensorSpec, Weighted
 
 from .stores import SHAPES, TORCH, WEIGHTS, Cluster, Tensors, randoms, same_bits, table
 
@@ -342,3 +342,60 @@ def test_a_server_may_hold_no_block(tmp_path: Path) -> None:
     cluster.save(tmp_path)
     assert cluster.parameters()[0].isfinite().all()
     assert [store.load(tmp_path) for store in cluster.stores] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_weighed_by_tokens_a_block_is_the_mean_of_those_who_have_it(shards: int) -> None:
+    """Contributors of one commit may send different fragments: who sends none of a block takes no part in its mean."""
+    spec = msgspec.structs.replace(table([SGD(0.1)]), reduction=TOKENS)
+    cluster = Cluster(spec, shards)
+    start, one, other = randoms(0), randoms(1), randoms(2)
+    cluster.seed(start)
+    cluster.step([[one[0], one[1], None, None], [None, other[1], other[2], None]], (0.1,), weights=(0.8, 0.4))
+    mean = [one[0], (0.8 * one[1] + 0.4 * other[1]) / 1.2, other[2], torch.zeros(())]
+    for found, before, gradient in zip(cluster.parameters(), start, mean, strict=True):
+        torch.testing.assert_close(found, before - 0.1 * gradient)
+
+
+def test_merged_radially_lengths_and_directions_are_averaged_apart() -> None:
+    """mean(||d||) unit(mean(unit(d))) of each tensor, over those who have it; others by plain mean."""
+    spec = msgspec.structs.replace(table([SGD(1.0)]), reduction=TOKENS, radial=(0, 1, 2))
+    weights = (0.5, 0.25, 0.25)
+    start, one, two, three = randoms(0), randoms(1), [5 * each for each in randoms(2)], randoms(3)
+    three[1] = torch.zeros_like(three[1])  # its direction counts for nothing, its length as 0
+    sent: list[Tensors] = [[*one[:2], None, one[3]], two, [*three[:2], None, three[3]]]
+    found = []
+    for shards in (1, 3):
+        cluster = Cluster(spec, shards)
+        cluster.seed(start)
+        cluster.step(sent, (1.0,), weights)
+        found.append(cluster.parameters())
+    assert same_bits(*found)
+    for index, (before, after) in enumerate(zip(start, found[0], strict=True)):
+        pairs = [(w, d[index].double()) for w, d in zip(weights, sent, strict=True) if d[index] is not None]
+        total = sum(w for w, _ in pairs)
+        merged = sum(w * d for w, d in pairs) / total
+        if index != 3:
+            merged = sum(w * d / d.norm() for w, d in pairs if d.norm() > 0) / total
+            merged *= sum(w * d.norm() for w, d in pairs) / total / merged.norm()
+        torch.testing.assert_close(before - after, merged.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_weighed_by_tokens_a_sum_for_replicas_has_the_bits_of_what_is_applied_in_passing() -> None:
+    spec = msgspec.structs.replace(table([SGD(0.1)]), reduction=TOKENS)
+    sent: list[Tensors] = [[*randoms(1)[:2], None, None], [None, *randoms(2)[1:3], None], randoms(3)]
+    who = tuple(Weighted(Contributor(worker, 1, 1, 0), weight) for worker, weight in enumerate((0.5, 0.3, 0.2)))
+    found = []
+    for replicated in (False, True):
+        cluster = Cluster(spec)
+        (store,) = cluster.stores = [Store(snapshot)]
+        store.run(k.CreateTable(spec, 0, 1, replicated))
+        cluster.seed(randoms(0))
+        for item, tensors in zip(who, sent, strict=True):
+            cluster.push(item.contributor, tensors)
+        if replicated:
+            store.run(k.Combine(who[:2], held=True))  # a proposal of which nothing comes
+            store.run(k.Combine(who, held=True))
+        store.run(k.Apply(1, who, (0.1,), (), summed=replicated))
+        found.append(cluster.parameters())
+    assert same_bits(*found)

@@ -1,6 +1,7 @@
 """One worker process of the promises' tests, told what to do by its arguments; SHOAL_* say where its job is.
 
     worker.py clocks COUNT     trains the test's table up to that clock
+    worker.py local STEPS      takes local steps, decoupled, a window of so many, until --end FILE exists
     worker.py samples EPOCHS   leases samples; sample i adds 1 to the i-th parameter, so each shows how often it counted
 
 --die MOMENT kills the process with SIGKILL: "compute:4" while it computes its clock 4, "before:Stage:7" or
@@ -34,12 +35,13 @@ HOLD_SECONDS = 30.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("task", choices=["clocks", "samples"])
+    parser.add_argument("task", choices=["clocks", "local", "samples"])
     parser.add_argument("count", type=int)
     parser.add_argument("--die", default="")
     parser.add_argument("--deaths", type=Path)
     parser.add_argument("--hold", nargs=2)
     parser.add_argument("--results", type=Path)
+    parser.add_argument("--end", type=Path)
     parser.add_argument("--policy", default="sync", help="sync, sync:QUORUM, bounded:STALENESS or async")
     parser.add_argument("--packed", action="store_true", help="the table's gradients")
     parser.add_argument("--size", type=int, default=0)
@@ -49,12 +51,14 @@ def main() -> None:
     if options.deaths is not None and (told := options.deaths / f"{rank}").exists():
         options.die = told.read_text()
         told.unlink()
+    if options.task == "local":
+        import shoal.adapters.torch.local  # noqa: F401 (torch takes its time, which counts once the worker has joined)
     moment, _, when = options.die.partition(":")
     wrap = Deadly.wrap(moment, when) if moment in ("before", "after") else unwrapped
     estate = process.take_estate()
     worker = Worker(process.job_from(), os.environ["SHOAL_COORDINATOR"], rank, wrap=wrap, estate=estate)
     print(f"joined as {worker.rank}", flush=True)
-    final = (train if options.task == "clocks" else count)(worker, options)
+    final = {"clocks": train, "local": wander, "samples": count}[options.task](worker, options)
     if options.results is not None:
         (options.results / f"{rank}").write_bytes(final)
     worker.close()
@@ -67,6 +71,30 @@ def train(worker: Worker, options: argparse.Namespace) -> bytes:
         compute(worker, options)
         step(worker, spec)
     return to_bytes(values)
+
+
+def wander(worker: Worker, options: argparse.Namespace) -> bytes:
+    import torch
+
+    from shoal.adapters.local_steps import LocalSteps
+    from shoal.adapters.torch.local import LocalOptimizer
+    from shoal.policy import Decoupled
+
+    model = torch.nn.Linear(20, 20)
+    inner = torch.optim.SGD(model.parameters(), lr=0.01)
+    opt = LocalOptimizer(worker, model, LocalSteps(options.count, inner, overlap=2, sync=Decoupled(2, 0.05)))
+    steps, longest = 0, 0.0
+    while not options.end.exists():
+        time.sleep(options.pause)
+        model(torch.ones(4, 20)).square().mean().backward()
+        began = time.monotonic()
+        opt.step()
+        longest, steps = max(longest, time.monotonic() - began), steps + 1
+        opt.zero_grad()
+        print(f"step {steps} clock {opt.clock}", flush=True)
+    opt.synchronise()
+    print(f"longest {longest} clock {opt.clock}", flush=True)
+    return b""
 
 
 def count(worker: Worker, options: argparse.Namespace) -> bytes:

@@ -36,7 +36,7 @@ def test_every_invariant_holds(seed: int) -> None:
 def test_the_seeds_see_every_policy_and_every_fault() -> None:
     outcomes = [run_seed(seed) for seed in range(130)]
     total = sum((outcome.figures for outcome in outcomes), Counter())
-    assert {outcome.label for outcome in outcomes} == {"sync", "sync with quorum", "bounded", "async"}
+    assert {outcome.label for outcome in outcomes} == {"sync", "sync with quorum", "bounded", "async", "decoupled"}
     missing = [figure for figure in FIGURES if not total[figure]]
     assert not missing, f"no {missing} in these seeds"
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from shoal.errors import ConfigurationError
 from shoal.optim import SGD, Nesterov, Rule
-from shoal.policy import Policy, Sync, checked
+from shoal.policy import Decoupled, Policy, Sync, checked
+
+Merge = Literal["mean", "radial"]
 
 FULL_WINDOW = 10  # steps; in shorter windows outer momentum adds up differences that point the same way
 
@@ -34,6 +36,15 @@ class LocalSteps:
     H_w = floor(H v_w / v_max) (DyLU, the same paper, section 5), where v are samples per second as the coordinator
     sees them; so windows take all about as long.
 
+    sync=Decoupled(quorum=..., grace=...) is after Decoupled DiLoCo (arXiv 2604.21428): no step waits for anything. A
+    worker takes what came when it is there, at the end of the first step from `overlap` on, and the steps that it took
+    meanwhile go on from there; until then its window goes on, too. Contributions count tokens**2 / steps, fragment by
+    fragment.
+
+    merge: "mean", or "radial", the radial-directional average of the same paper: mean(||d||) unit(mean(unit(d))) of
+    each tensor's differences d, since those of workers are nearly orthogonal, and their mean is shorter the more there
+    are. Embeddings of a Module are averaged plainly, as in the paper. Not with replicas.
+
     Raises ConfigurationError for numbers that do not go together.
     """
 
@@ -46,6 +57,7 @@ class LocalSteps:
     mix: float = 0.0
     sync: Policy = field(default_factory=Sync)
     scaled: bool = False
+    merge: Merge = "mean"
 
     def __post_init__(self) -> None:
         for name, least in (("every", 1), ("fragments", 1), ("overlap", 0)):
@@ -65,10 +77,22 @@ class LocalSteps:
                 f"LocalSteps(overlap={self.overlap}) must be at most every / fragments = {self.stride} steps: the next "
                 f"fragment leaves then"
             )
+        if self.merge not in get_args(Merge):
+            known = ", ".join(map(repr, get_args(Merge)))
+            raise ConfigurationError(f"LocalSteps(merge={self.merge!r}): known are {known}")
         mix: object = self.mix
         if not isinstance(mix, (int, float)) or not 0 <= mix < 1:
             raise ConfigurationError(f"LocalSteps(mix={mix!r}): mix must be a number in [0, 1), the worker's own share")
-        checked(self.sync)
+        if checked(self.sync).compensation is not None:
+            raise ConfigurationError(
+                f"LocalSteps(sync={self.sync!r}): delay compensation is for gradients; what a window leads to is none. "
+                f"Give sync=shoal.Async() and outer=shoal.DelayedNesterov(...)"
+            )
+
+    @property
+    def decoupled(self) -> bool:
+        """Whether no step waits."""
+        return isinstance(self.sync, Decoupled)
 
     @property
     def stride(self) -> int:
@@ -80,6 +104,11 @@ class LocalSteps:
         return isinstance(self.outer, SGD) and self.outer.momentum > 0
 
     @property
+    def _together(self) -> bool:
+        """Whether contributions wait for each other, if not for long."""
+        return isinstance(self.sync, Decoupled) and (self.sync.quorum > 1 or self.sync.grace > 0)
+
+    @property
     def short(self) -> bool:
         """Whether outer momentum is known to harm in windows so short."""
         return self._momentum and self.every < FULL_WINDOW
@@ -87,7 +116,7 @@ class LocalSteps:
     @property
     def harm(self) -> str:
         """What is known to harm in this choice, with its cure; "" where nothing is."""
-        if self._momentum and not self.sync.lockstep:
+        if self._momentum and not self.sync.lockstep and not self._together:
             return (
                 f"LocalSteps(sync={self.sync!r}) with outer momentum is known to harm: contributions come one by one, "
                 f"each a whole step of another age, and momentum adds them up (arXiv 2401.09135); give "

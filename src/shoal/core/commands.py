@@ -62,6 +62,7 @@ class Finish:
     multiplier: float = 1.0
     void: bool = False
     far: bool = False
+    steps: int = 1  # of the worker's own
 
 
 @dataclass(frozen=True)

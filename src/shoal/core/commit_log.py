@@ -16,7 +16,7 @@ from shoal.core import machine as k
 from shoal.core.accounts import Accounts
 from shoal.core.ages import Ages
 from shoal.optim import phases
-from shoal.vocabulary import Switch, TableSpec, Weighted, server_name
+from shoal.vocabulary import SUM, TOKENS, Switch, TableSpec, Weighted, server_name
 from shoal.wire import messages as m
 
 RESENT_MAX = 16  # entries repeated to a silent shard at a time
@@ -174,14 +174,23 @@ def usable(ready: m.Ready) -> bool:
     return not ready.void and ready.samples > 0
 
 
+def counts(ready: m.Ready, reduction: str) -> float:
+    """How much a contribution counts beside others. "tokens": Decoupled DiLoCo, arXiv 2604.21428: tokens**2 / steps."""
+    return ready.samples**2 / max(1, ready.steps) if reduction == TOKENS else ready.samples
+
+
 def weighed(
-    readies: Sequence[m.Ready], reduction: str, total: int, factor: Callable[[m.Ready], float] = lambda ready: 1.0
+    readies: Sequence[m.Ready],
+    reduction: str,
+    awaited: float = 0,
+    factor: Callable[[m.Ready], float] = lambda ready: 1.0,
 ) -> tuple[Weighted, ...]:
-    """Those that are usable, each with its weight. total: samples of all contributions of the entry that are;
-    factor: of each, beside its share."""
+    """Those that are usable, each with its weight. awaited: what contributions of the entry count that are not among
+    these; factor: of each, beside its share."""
     found = [ready for ready in readies if usable(ready)]
-    shares = [1.0 if reduction == "sum" else ready.samples / total for ready in found]
+    total = awaited + sum(counts(ready, reduction) for ready in found)
+    shares = [1.0 if reduction == SUM else counts(ready, reduction) / total for ready in found]
     return tuple(
-        Weighted(ready.contributor, share * factor(ready) * ready.multiplier, ready.whole)
+        Weighted(ready.contributor, share * factor(ready) * ready.multiplier, ready.whole, ready.version)
         for ready, share in zip(found, shares, strict=True)
     )

@@ -7,7 +7,7 @@ every sample of a data epoch is in exactly one entry. It holds no numbers of the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -29,7 +29,7 @@ from shoal.core.saving import Samples, Savings
 from shoal.core.silence import Watch
 from shoal.core.status import status
 from shoal.policy import Go, Policy, View, in_words
-from shoal.vocabulary import PolicySpec, Switch, TableSpec, Weighted, node_number, server_name, worker_name
+from shoal.vocabulary import TOKENS, PolicySpec, Switch, TableSpec, Weighted, node_number, server_name, worker_name
 from shoal.wire import messages as m
 from shoal.wire.forming import NOTHING
 
@@ -65,6 +65,7 @@ class Coordinator:
     regime: Regime = field(default_factory=Regime)
     started_at: int | None = None
     waiting: str = ""  # what the job waits for, in words
+    impatient: bool = False  # what it waits for is time
     leads_until: int | None = None  # by this node's clock, as a registry has it; None: for as long as it lives
     deposed: bool = False  # another one leads, or may: this one is over, the job is not
     kept_view: int = 0  # of the placement, last given to the registry
@@ -533,7 +534,8 @@ class Coordinator:
         if self.phase != RUNNING or self.policy is None:
             return []
         effects: list[k.Effect] = []
-        while isinstance(verdict := self.policy.commit(self.membership.view()), Go):
+        self.impatient = False
+        while isinstance(verdict := self.policy.commit(self._view(now)), Go):
             contributors = [self.membership.members[worker] for worker in verdict.workers]
             if outdated := [member for member in contributors if self._outdated(member)]:
                 effects += [effect for member in outdated for effect in self._refuse(member, now)]
@@ -546,7 +548,7 @@ class Coordinator:
                 break
             effects += self._commit(contributors, now)
         else:
-            self.waiting = verdict.reason
+            self.waiting, self.impatient = verdict.reason, verdict.left_ms > 0
         if self._spreads(self.log.updated):
             self.waiting = "every replica is to apply the update before its workers go on"
             return effects
@@ -576,11 +578,16 @@ class Coordinator:
         told = k.Log(f"{in_words(wanted)} is in force from version {entry.seq} on, in place of {in_words(policy.spec)}")
         return [told, *self.releases.append(entry, readers, now), *self._decide(now)]
 
+    def _view(self, now: int) -> View:
+        """What the policy may know. Without a common clock, nobody waits for those that rest until another one takes
+        over."""
+        assert self.policy is not None
+        return self.membership.view(now, not self.policy.lockstep and self.regime.holds(self.policy))
+
     def _weights(self, contributors: list[Member]) -> tuple[Weighted, ...]:
         assert self.spec is not None
         readies = [member.ready for member in contributors if member.ready is not None]
-        total = sum(ready.samples for ready in readies if usable(ready))
-        return weighed(readies, self.spec.reduction, total, lambda ready: self._factor(ready) or 0.0)
+        return weighed(readies, self.spec.reduction, factor=lambda ready: self._factor(ready) or 0.0)
 
     def _factor(self, ready: m.Ready) -> float | None:
         """By its age; None: it is too old."""
@@ -612,10 +619,10 @@ class Coordinator:
         if self.phase == FORMING:
             first = contributors[0] if contributors else None
             return self._seeded(first, first.ready, now, held=True) if first is not None and first.ready else []
-        view = self.membership.view()
+        view = self._view(now)
         ready = frozenset(member.worker for member in contributors)
         assert self.policy is not None
-        wanted = self.policy.commit(View(view.clocks, ready))
+        wanted = self.policy.commit(replace(view, ready=ready))
         same = isinstance(wanted, Go) and wanted.workers == proposal.workers == tuple(sorted(ready))
         if same and self._weights(contributors) == proposal.weights:
             return self._commit(contributors, now) + self._decide(now)
@@ -777,6 +784,8 @@ class Coordinator:
             effects += self.formation.create_again(now)
         if self.phase == RECOVERING:
             effects += self._recover_again(now)
+        if self.impatient:
+            effects += self._decide(now)
         effects += self._foresee() + self.log.resend(now, limits.resend_ms)
         effects += self.savings.resend(now, limits.resend_ms)
         if self.phase == RUNNING:
@@ -812,6 +821,8 @@ class Coordinator:
             return []
         if self.replicas.replicated and not self.proposals.free:
             return []  # the memory in which it would be combined is in use
+        if self.spec.reduction == TOKENS or self.spec.radial:
+            return []  # weights are the blocks' own
         busy = [member for member in self.membership.ordered() if member.busy]
         return self.foresight.tell(busy, self.spec.reduction, self.epoch, self.replicas.primaries)
 

@@ -45,10 +45,10 @@ class Foresight:
 def expected(members: Sequence[Member], reduction: str) -> tuple[Weighted, ...]:
     """The first members' contributions, up to the first one that is not ready."""
     first = [member.ready for member in takewhile(lambda member: member.state == READY, members) if member.ready]
+    others = [member.ready for member in members if member.ready is not None and member.ready not in first]
     awaited = sum(
         sum(lease.samples for lease in member.leases) or member.contributed
         for member in members
         if member.state != READY
     )
-    total = awaited + sum(member.ready.samples for member in members if member.ready and usable(member.ready))
-    return weighed(first, reduction, total)
+    return weighed(first, reduction, awaited + sum(ready.samples for ready in others if usable(ready)))

@@ -12,7 +12,7 @@ from shoal.core.replicas import Replicas
 from shoal.errors import ConfigurationError, ShoalError
 from shoal.optim.registry import rule_for
 from shoal.policy import Policy, from_spec
-from shoal.vocabulary import ITEM_BYTES, TableSpec, server_name, worker_name
+from shoal.vocabulary import ITEM_BYTES, MEAN, SUM, TOKENS, TableSpec, server_name, worker_name
 from shoal.wire import messages as m
 
 
@@ -63,6 +63,11 @@ class Formation:
         if self.spec is None:
             try:
                 check(spec, self.job.limits)
+                if spec.radial and self.replicas.replicated:
+                    raise ConfigurationError(
+                        'merge="radial" needs the contributions one by one, and replicas are sent their sum: take '
+                        'merge="mean", or run without replicas'
+                    )
                 self.policy = from_spec(spec.policy)
             except ShoalError as error:
                 return str(error)
@@ -158,10 +163,12 @@ def check(spec: TableSpec, limits: Limits) -> None:
             f"block_elements_max={spec.block_elements_max} must be at least 1, and a block at most "
             f"payload_bytes_max={limits.payload_bytes_max} bytes"
         )
-    if spec.reduction not in ("mean", "sum"):
-        raise ConfigurationError(f"reduction={spec.reduction!r}; known: mean, sum")
+    if spec.reduction not in (MEAN, SUM, TOKENS):
+        raise ConfigurationError(f"reduction={spec.reduction!r}; known: {MEAN}, {SUM}, {TOKENS}")
     for settings in spec.groups:
         rule_for(spec.rule, settings)
+    if not all(0 <= tensor < len(spec.tensors) for tensor in spec.radial):
+        raise ConfigurationError(f"radial={spec.radial}: there are {len(spec.tensors)} tensors")
 
 
 def _difference(known: TableSpec, other: TableSpec) -> str:
@@ -176,7 +183,7 @@ def _difference(known: TableSpec, other: TableSpec) -> str:
                 )
     if len(known.tensors) != len(other.tensors):
         return f"the job's model has {len(known.tensors)} parameters, this worker's {len(other.tensors)}; {way_out}"
-    for fact in ("rule", "groups", "policy", "clip_norm", "reduction", "block_elements_max"):
+    for fact in ("rule", "groups", "policy", "clip_norm", "reduction", "block_elements_max", "radial"):
         if getattr(known, fact) != getattr(other, fact):
             return f"{fact} is {getattr(known, fact)} in the job and {getattr(other, fact)} in this worker; {way_out}"
     return way_out

@@ -109,6 +109,21 @@ class Deposed:
 
 # --- tasks: what a shard asks its store to do, one at a time ------------------------------------
 
+UNKNOWN = -1  # a base that nobody knows
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """Make up for what has changed since a gradient was computed (compensation.py). base: the version of what its
+    worker was given (UNKNOWN: take it as it is); present: of the parameters as they are; needed: of what other workers
+    compute on, to be kept. Each version is that of an update."""
+
+    rate: float
+    mean_square: float
+    base: int
+    present: int
+    needed: tuple[int, ...] = ()
+
 
 @dataclass(frozen=True)
 class CreateTable:
@@ -141,6 +156,7 @@ class Measure:
     rates: tuple[float, ...]
     factors: tuple[tuple[str, tuple[float, ...]], ...]  # of earlier phases
     summed: bool = False  # the contributors' sum is the one that is held
+    compensation: Compensation | None = None
 
 
 @dataclass(frozen=True)
@@ -148,11 +164,12 @@ class Combine:
     """Add up these contributions, in order, as an Apply or Measure that begins with them would.
 
     What it finds may be used or not: the bits are the same. held: from here on their sum is what is held, for
-    this shard's replicas to apply; else it is a guess, and ends early on Hurry.
+    this shard's replicas to apply; else it is a guess, and ends early on Hurry. compensation: of one that is held.
     """
 
     contributors: tuple[Weighted, ...]
     held: bool = False
+    compensation: Compensation | None = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +180,8 @@ class Apply:
     contributors: tuple[Weighted, ...]
     rates: tuple[float, ...]
     factors: tuple[tuple[str, tuple[float, ...]], ...]
-    summed: bool = False  # the contributors' sum is the one that is held
+    summed: bool = False  # the contributors' sum is the one that is held, and compensated already
+    compensation: Compensation | None = None
 
 
 @dataclass(frozen=True)

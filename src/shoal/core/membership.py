@@ -51,6 +51,7 @@ class Member:
     leasing: bool = False  # takes its samples from the ledger
     own_data: bool = False  # its last contribution used no lease
     started_at: int = 0  # when it began to compute
+    ready_at: int = 0  # when its last contribution was
     speed: float = 0.0  # samples per second, smoothed
     samples: int = 0  # committed
     contributed: int = 0  # samples of its last contribution
@@ -72,6 +73,7 @@ class Member:
         """Learn from the clock it has just finished: how fast it is, and where its samples come from."""
         speed = 1000 * ready.samples / max(1, now - self.started_at)
         self.speed = speed if self.speed == 0 else (self.speed + speed) / 2
+        self.ready_at = now
         self.own_data = not ready.leases
         self.contributed = ready.samples
 
@@ -149,10 +151,13 @@ class Membership:
     def ordered(self) -> list[Member]:
         return [self.members[worker] for worker in sorted(self.members)]
 
-    def view(self) -> View:
-        """What policies may know."""
-        clocks = {member.worker: member.clock for member in self.members.values() if member.busy}
-        return View(clocks, frozenset(member.worker for member in self.members.values() if member.state == READY))
+    def view(self, now: int = 0, resting: bool = False) -> View:
+        """What policies may know. now: where it counts how long somebody has been ready. resting: who is parked stays
+        so, and brings nothing more."""
+        busy = [member for member in self.members.values() if member.busy and not (resting and member.state == PARKED)]
+        clocks = {member.worker: member.clock for member in busy}
+        waited_ms = {member.worker: now - member.ready_at for member in self.members.values() if member.state == READY}
+        return View(clocks, frozenset(waited_ms), waited_ms)
 
     def connection(self, peer: str, broken_at: int | None) -> None:
         """Note when the connection to a member or server broke; None: it is back."""

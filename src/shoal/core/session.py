@@ -522,7 +522,7 @@ class Session:
             len(courier.holds) if self.whole and courier.near else len(courier.carried) for courier in self.couriers
         )
         facts = (done.samples, done.leases, done.rates, done.multiplier, done.void)
-        return m.Ready(who, *facts, self.whole, blocks, self.version)
+        return m.Ready(who, *facts, self.whole, blocks, self.version, done.steps)
 
     def _settle(self) -> list[k.Effect]:
         """Let the training thread go on if all that it waits for has arrived."""

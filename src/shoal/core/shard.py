@@ -16,6 +16,7 @@ import msgspec
 from shoal.config import Limits
 from shoal.core import machine as k
 from shoal.core.accounts import Accounts
+from shoal.core.bases import Bases
 from shoal.core.replica import Replica
 from shoal.core.silence import Silence, blame
 from shoal.errors import ProtocolError
@@ -82,6 +83,7 @@ class Shard:
     staged: dict[Contributor, set[int]] = field(default_factory=dict)
     awaited: dict[Contributor, int] = field(default_factory=dict)  # number of blocks that the coordinator waits for
     accounts: Accounts = field(default_factory=Accounts)
+    bases: Bases = field(default_factory=Bases)
     replica: Replica = field(init=False)
     pending: dict[int, m.Commit] = field(default_factory=dict)
     kept: dict[int, Kept] = field(default_factory=dict)  # applied, and perhaps not yet by every shard
@@ -277,13 +279,22 @@ class Shard:
             effects += self.replica.give(self.version, self.accounts.updated, self._recovered(self.epoch), now)
         guessing = isinstance(self.running, k.Combine) and not self.running.held
         prepare = self.replica.due(self._complete) if self.progress is None else None
-        if prepare is not None and self.replica.lie_near(prepare):
+        compensation = self._compensation(prepare.contributors) if prepare is not None else None
+        if prepare is not None and compensation is None and self.replica.lie_near(prepare):
             effects += self.replica.combined(prepare.contributors, in_place=True)
         elif prepare is not None and guessing:
             effects.append(k.Hurry())
         elif prepare is not None and self.running is None:
-            effects += self._run(k.Combine(prepare.contributors, held=True))
+            effects += self._run(k.Combine(prepare.contributors, True, compensation))
         return effects
+
+    def _compensation(self, contributors: tuple[Weighted, ...]) -> k.Compensation | None:
+        """What is to be made up for in the next update. The server that leads does it for its replicas."""
+        wanted = self.policy.compensation
+        if wanted is None or not self.replica.leads or len(contributors) != 1:  # such a policy commits one by one
+            return None
+        (item,) = contributors
+        return None if item.contributor.seeds else self.bases.compensation(wanted, item, self.accounts.updated)
 
     def _complete(self, item: Weighted, count: int) -> bool:
         """Whether all that this contributor has for the shard, so many blocks, is here."""
@@ -459,7 +470,8 @@ class Shard:
         summed = self.replica.replicated and not self.replica.in_place
         if commit.contributors and self.replica.replicated and self.replica.sum != commit.contributors:
             return [k.Halt(f"server {self.index} does not hold the sum of commit {commit.seq}, a defect of Shoal")]
-        facts = (commit.contributors, commit.rates, progress.factors, summed)
+        compensation = self._compensation(commit.contributors) if commit.contributors else None
+        facts = (commit.contributors, commit.rates, progress.factors, summed, compensation)
         if progress.remaining:
             # Backups have the same numbers, and are told what those of all primaries add up to.
             return self._run(k.Measure(commit.seq, progress.remaining[0], *facts)) if self.replica.leads else []
@@ -509,6 +521,7 @@ class Shard:
         self.progress = None
         self.version = commit.seq
         self.accounts.add(commit)
+        self.bases.add(commit, self.accounts.updated)
         if commit.switch is not None:
             self.given.clear()  # what was on its way when parameters began to change is no base for anything
         rest = tuple(block for block in self.blocks if block not in published)

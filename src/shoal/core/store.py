@@ -31,7 +31,9 @@ import numpy.typing as npt
 from shoal.arena import reader
 from shoal.codec.codec import FLOAT32
 from shoal.core import machine as k
+from shoal.core import merging
 from shoal.core.combined import Combined
+from shoal.core.compensation import Compensator
 from shoal.core.increments import Increments
 from shoal.core.shared import lay_out_shared
 from shoal.core.sums import Sums
@@ -39,7 +41,7 @@ from shoal.core.table import Blocks, Key, Table
 from shoal.core.update import MEASURES, Staged, Update, apply_block, apply_run, of_block, weighted
 from shoal.errors import ProtocolError
 from shoal.kernel import Floats, read_only
-from shoal.vocabulary import Contributor, TableSpec, Weighted
+from shoal.vocabulary import TOKENS, Contributor, TableSpec, Weighted
 from shoal.wire import messages as m
 from shoal.wire.gradient import WHOLE
 
@@ -89,6 +91,7 @@ class Store:
         self._combined: Combined | None = None
         self._increments: Increments | None = None
         self._sums: Sums | None = None  # of a shard that has replicas
+        self._compensator: Compensator | None = None
         self._fills: dict[m.Fill, bytearray] = {}  # came, and are not loaded
         self._kept: dict[Key, npt.NDArray[Any]] = {}  # the last snapshot's, once there was one
         self._hurried = False
@@ -106,8 +109,10 @@ class Store:
             case k.CreateTable(spec, shard, shards, replicated, absent):
                 self._table = Table.create(spec, shard, shards, lay_out_shared(spec, shards) if self._shared else None)
                 self._increments = Increments(self._table)
-                self._combined = None
+                self._compensator, self._combined = Compensator(self._table), None
                 Combined.warm(self._table)
+                if spec.radial:
+                    merging.warm()
                 self._sums = Sums(self._table, self._shared) if replicated else None
                 if absent:
                     self._table.absent.update(range(len(self._table.blocks)))
@@ -116,13 +121,15 @@ class Store:
                     self._seed(self.sums.held if summed else self._staging.get(contributor), contributor, summed)
                 self.increments.publish()
                 self.increments.reset(task.seq)
-            case k.Combine(contributors, held):
-                self._combine(contributors, held)
+            case k.Combine(contributors, held, compensation):
+                self._combine(contributors, held, compensation)
             case k.Measure(phase=phase):
                 return self._measure(self._update(task), phase)
             case k.Apply():
+                update = self._update(task)
+                self.compensator.keep(task.compensation, self._each)
                 with self.table.moving():
-                    self._apply(self._update(task), task.seq, updated)
+                    self._apply(update, task.seq, updated, task.compensation is None or task.summed)
             case k.Copy():
                 self._copy()
             case _:
@@ -254,6 +261,12 @@ class Store:
         return self._increments
 
     @property
+    def compensator(self) -> Compensator:
+        """What workers were given, and the squares of gradients."""
+        assert self._compensator is not None, "the shard runs CreateTable before anything else"
+        return self._compensator
+
+    @property
     def replicated(self) -> bool:
         """Whether other servers hold the same shard, or may."""
         return self._sums is not None
@@ -352,9 +365,13 @@ class Store:
     # --- the passes over the blocks ---------------------------------------------------------------
 
     def _update(self, task: k.Measure | k.Apply) -> Update:
-        if task.summed:
-            return Update.of_sum(self.table, task, self.sums.held)
-        return Update.of(self.table, task, self._staged, self._combined)
+        compensation, applies = task.compensation, isinstance(task, k.Apply)
+        if compensation is None and not task.summed:
+            return Update.of(self.table, task, self._staged, self._combined)
+        if compensation is not None and (applies or not task.summed):
+            contributions = weighted(task.contributors, self._staged)
+            made_up = self.compensator.gradient(compensation, contributions, applies, self._each, task.summed)
+        return Update.of_sum(self.table, task, self.sums.held if task.summed else made_up)
 
     def _seed(self, staging: Staged | None, contributor: Contributor, summed: bool) -> None:
         table = self.table
@@ -392,8 +409,14 @@ class Store:
             for (key, array), start in zip(entries.items(), offsets.tolist(), strict=False)
         }
 
-    def _combine(self, contributors: tuple[Weighted, ...], held: bool) -> None:
+    def _combine(
+        self, contributors: tuple[Weighted, ...], held: bool, compensation: k.Compensation | None = None
+    ) -> None:
         table = self.table
+        if compensation is not None:
+            self.compensator.prepare(compensation)
+        if compensation is not None or table.spec.reduction == TOKENS:
+            self._combined = None  # neither is a sum to go on from with others
         memory = self._sums.own if self._sums is not None else None
         combined, self._combined = self._combined or Combined.of(table, memory), None  # forgotten if it fails
         combined.expect(contributors)
@@ -402,17 +425,20 @@ class Store:
         def work(position: int, scratch: Floats) -> None:
             if held or not self._hurried:
                 further = contributions[combined.taken[position] :]
-                combined.add(table, position, of_block(further, position, table.blocks[position].index), scratch)
+                combined.add(table, position, of_block(table, further, position), scratch)
+                if compensation is not None and combined.filled[position]:
+                    self.compensator.make_up(compensation, position, combined.sums[position])
 
         self._each_block(work)
-        self._combined = combined
+        self._combined = combined if compensation is None else None
         if held:
             self.sums.hold_own([position for position, filled in enumerate(combined.filled) if filled])
 
-    def _apply(self, update: Update, version: int, updated: Callable[[int], None]) -> None:
+    def _apply(self, update: Update, version: int, updated: Callable[[int], None], runs: bool) -> None:
+        """runs: contributions lie in memory as the parameters do."""
         table, increments = self.table, self.increments
         table.generation += 1
-        if update.by_runs:
+        if runs and update.by_runs:
             self._each(table.runs, lambda run, scratch: apply_run(update, run, scratch))
             table.dense.steps += 1
             increments.reset(version)

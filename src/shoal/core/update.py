@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,12 +12,13 @@ import numpy as np
 from shoal.codec.codec import FLOAT32, mixed
 from shoal.core import machine as k
 from shoal.core.combined import Combined
+from shoal.core.merging import products
 from shoal.core.table import Blocks, Run, Table
 from shoal.kernel import Encoded, Floats
 from shoal.optim import phases
 from shoal.optim.passes import Contributions, Passes, fused
 from shoal.optim.rule import Constants
-from shoal.vocabulary import Weighted
+from shoal.vocabulary import TOKENS, Weighted
 
 
 class Staged(Protocol):
@@ -38,6 +40,7 @@ class Update:
     rates: tuple[float, ...]  # by parameter group
     ratios: tuple[float, ...]  # by tensor; empty without the trust phase
     factor: np.float32  # clips the combined gradient; 1 without the gradient phase
+    merged: tuple[float, ...]  # by tensor, the weight of each contribution; empty without the merge phase
     contributions: tuple[tuple[Staged | None, np.float32], ...]  # in the order in which they combine; None: not here
     combined: Combined | None = None  # the first of them, for some blocks
     agreed: int = 0  # how many contributions the sums may take in
@@ -52,24 +55,26 @@ class Update:
         staged: Callable[[Weighted], Staged | None],
         combined: Combined | None = None,
     ) -> Update:
-        factor, ratios = _factors(task)
+        factor, ratios, merged = _factors(task)
         agreed = 0 if combined is None else combined.agreed(task.contributors)
         contributions = weighted(task.contributors, staged)
-        return cls(table, task.rates, ratios, factor, contributions, combined if agreed else None, agreed)
+        return cls(table, task.rates, ratios, factor, merged, contributions, combined if agreed else None, agreed)
 
     @classmethod
     def of_sum(cls, table: Table, task: k.Measure | k.Apply, held: Staged) -> Update:
         """The same of contributions whose sum is held."""
-        factor, ratios = _factors(task)
-        return cls(table, task.rates, ratios, factor, ((held, np.float32(1)),), summed=True)
+        factor, ratios, _ = _factors(task)
+        return cls(table, task.rates, ratios, factor, (), ((held, np.float32(1)),), summed=True)
 
     @property
     def by_runs(self) -> bool:
-        """Whether all contributed to all blocks, which are at the same step: then runs can be updated at once."""
+        """Whether all contributed to all blocks, which are at the same step: then runs can be updated at once. Not
+        where each block has weights of its own."""
         table, steps = self.table, self.table.dense.steps
         here = self.staged
         everywhere = all(len(staged.delivered) == len(table.blocks) for staged, _ in here)
         plain = self.combined is None and not self.ratios and not table.absent
+        plain = plain and table.spec.reduction != TOKENS and not self.merged
         return bool(table.runs and here and everywhere and plain and (steps == steps[0]).all())
 
     @property
@@ -80,13 +85,21 @@ class Update:
     def contributed(self, position: int) -> tuple[Floats | None, Contributions]:
         """What the contributors sent for the block, with their weights; who sent none counts as zero. What was
         combined already comes first, as its sum."""
-        index = self.table.blocks[position].index
+        if weights := self.weights(position):
+            pairs = zip(self.contributions, weights, strict=True)
+            return None, of_block(self.table, [(staged, weight) for (staged, _), weight in pairs], position, plain=True)
         if self.combined is not None and self.combined.filled[position]:
             taken = self.combined.taken[position]
-            rest = of_block(self.contributions[taken:], position, index) if taken <= self.agreed else []
+            rest = of_block(self.table, self.contributions[taken:], position) if taken <= self.agreed else []
             if rest:
                 return self.combined.sums[position], rest
-        return None, of_block(self.contributions, position, index)
+        return None, of_block(self.table, self.contributions, position)
+
+    def weights(self, position: int) -> tuple[np.float32, ...]:
+        """Of the contributions, as the merge phase found them for the block's tensor; (): as they were."""
+        count, tensor = len(self.contributions), self.table.blocks[position].tensor
+        found = self.merged[tensor * count : (tensor + 1) * count]
+        return () if phases.PLAIN in found else tuple(np.float32(weight) for weight in found)
 
     def passes(self, position: int) -> Passes:
         """The loops of the block's rule and wire format."""
@@ -105,11 +118,11 @@ class Update:
         return found
 
 
-def _factors(task: k.Measure | k.Apply) -> tuple[np.float32, tuple[float, ...]]:
-    """What clips the gradient, and the trust ratios."""
+def _factors(task: k.Measure | k.Apply) -> tuple[np.float32, tuple[float, ...], tuple[float, ...]]:
+    """What clips the gradient, the trust ratios, and merged weights."""
     factors = dict(task.factors)
     (factor,) = factors.get(phases.GRADIENT, (1.0,))
-    return np.float32(factor), factors.get(phases.TRUST, ())
+    return np.float32(factor), factors.get(phases.TRUST, ()), factors.get(phases.MERGE, ())
 
 
 def weighted(
@@ -120,14 +133,19 @@ def weighted(
 
 
 def of_block(
-    contributions: Sequence[tuple[Staged | None, np.float32]], position: int, index: int
+    table: Table, contributions: Sequence[tuple[Staged | None, np.float32]], position: int, plain: bool = False
 ) -> list[tuple[Encoded, np.float32]]:
-    """What was sent for one block (its position here, its index in the table)."""
-    return [
+    """What was sent for one block; weighed by tokens, weights add up to 1 over those who sent any. plain: not these."""
+    index = table.blocks[position].index
+    found = [
         (staged.blocks[position], weight)
         for staged, weight in contributions
         if staged is not None and index in staged.delivered
     ]
+    if plain or table.spec.reduction != TOKENS:
+        return found
+    total = math.fsum(float(weight) for _, weight in found)
+    return [(encoded, np.float32(float(weight) / total)) for encoded, weight in found]
 
 
 def apply_block(update: Update, position: int, scratch: Floats) -> bool:
@@ -193,4 +211,20 @@ def trust_partial(update: Update, position: int, scratch: Floats) -> tuple[float
     return (float(update.table.blocks[position].tensor), weights, updates)
 
 
-MEASURES = {phases.GRADIENT: gradient_partial, phases.TRUST: trust_partial}
+def merge_partial(update: Update, position: int, scratch: Floats) -> tuple[float, ...]:
+    """(tensor, n, n weights, n (n + 1) / 2 inner products) of all n contributions, zeros for those that sent nothing;
+    or nothing for a block that is not merged so, or without a gradient."""
+    table, block = update.table, update.table.blocks[position]
+    here = [staged is not None and block.index in staged.delivered for staged, _ in update.contributions]
+    if block.tensor not in table.spec.radial or not any(here):
+        return ()
+    sent = [staged.blocks[position] for staged, _ in update.staged if block.index in staged.delivered]
+    values = iter(products(FLOAT32 if update.summed else table.pushes[position], sent, block.elements))
+    weights = [float(weight) if there else 0.0 for (_, weight), there in zip(update.contributions, here, strict=True)]
+    count = len(here)
+    pairs = [(one, other) for one in range(count) for other in range(one, count)]
+    found = [next(values) if here[one] and here[other] else 0.0 for one, other in pairs]
+    return (float(block.tensor), float(count), *weights, *found)
+
+
+MEASURES = {phases.MERGE: merge_partial, phases.GRADIENT: gradient_partial, phases.TRUST: trust_partial}

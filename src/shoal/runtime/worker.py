@@ -249,14 +249,23 @@ class Worker:
         return fresh
 
     def begin_step(
-        self, rates: Sequence[float], multiplier: float = 1.0, void: bool = False, samples: int | None = None
+        self,
+        rates: Sequence[float],
+        multiplier: float = 1.0,
+        void: bool = False,
+        samples: int | None = None,
+        steps: int = 1,
     ) -> None:
-        """The same, but return at once; await_tensors() and finish_step() wait, and so does every other call."""
+        """The same, but return at once; await_tensors() and finish_step() wait, and so does every other call.
+
+        steps: of this worker's own that the samples were taken in."""
         self.finish_step()
         self._node.progress.begin()
-        self._begin(rates, multiplier, void, samples)
+        self._begin(rates, multiplier, void, samples, steps)
 
-    def _begin(self, rates: Sequence[float], multiplier: float, void: bool, samples: int | None) -> None:
+    def _begin(
+        self, rates: Sequence[float], multiplier: float, void: bool, samples: int | None, steps: int = 1
+    ) -> None:
         self.finish_step()
         count = samples if samples is not None else self.leased or 1
         leases = tuple(lease.identity for lease in self._leases)
@@ -266,7 +275,7 @@ class Worker:
                 self._node.encoder.restart()  # nobody will use it
             else:
                 self._node.encoder.seal(self._node.session.incarnation, self.clock)
-        finish = s.Finish(count, leases, tuple(rates), multiplier, void)
+        finish = s.Finish(count, leases, tuple(rates), multiplier, void, steps=steps)
         written, self._written = self._written, []
         self._check_open()
         answer: Future[k.Effect] = Future()
@@ -277,6 +286,11 @@ class Worker:
     def stepping(self) -> bool:
         """Whether a step was begun, and its end not seen yet."""
         return self._pending is not None
+
+    @property
+    def arrived(self) -> bool:
+        """Whether finish_step() would return at once."""
+        return self._pending is None or self._pending.done()
 
     def await_staged(self) -> None:
         """Wait until the gradients of the step that was begun may be changed, unless they lie in shared memory."""

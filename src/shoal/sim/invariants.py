@@ -130,8 +130,9 @@ def saved_once(trace: t.Trace, fact: t.Fact) -> Complaint:
     """A snapshot is written at one version, however often it is asked for."""
     match fact:
         case t.Said(message=m.Commit(epoch=epoch, seq=seq, save=path)) if path and seq > len(trace.log):
-            # A new coordinator does not know who asked: it may have the same snapshot written again.
-            earlier = [entry.seq for entry in trace.log if entry.save == path and entry.epoch == epoch]
+            # A new coordinator does not know who asked: it may have the same snapshot written again, also where it
+            # has taken over, and repeats, the entry of one that nobody heeded any more.
+            earlier = [e.seq for e in trace.log if e.save == path and e.epoch == epoch and e.seq > e.since]
             if earlier:
                 return f"snapshot {path} is written at version {seq} and at version {earlier[0]}"
     return None
@@ -329,10 +330,12 @@ INVARIANTS: tuple[tuple[str, Invariant, tuple[type[object], ...]], ...] = (
     ("Quorum", rules.only_ready, (t.Said,)),
     ("Quorum", rules.enough_workers, (t.Said,)),
     ("Quorum", rules.fair_weights, (t.Said,)),
+    ("Grace", rules.grace_given, (t.Said,)),
     ("Regime", rules.all_at_rest, (t.Said,)),
     ("Aged", rules.right_ages, (t.Said,)),
     ("Aged", rules.none_too_old, (t.Said,)),
     ("Aged", rules.all_ages_kept, (t.Ended,)),
+    ("Compensated", rules.right_base, (t.MadeUp,)),
     ("Bounded", rules.within_bound, (t.Said,)),
     ("Bounded", rules.fresh_enough, (t.Saw,)),
     ("Accounted", rules.leased_to_one, (t.Said,)),

@@ -77,6 +77,9 @@ PLANTS = (
     Plant("a shard forgets how old contributions were", "Aged", Machines(shard=shards.ForgetsAges)),
     Plant("a contribution is taken that is too old", "Aged", Machines(coordinator=coordinators.TakesTooOld)),
     Plant("a worker is not told what was dropped", "Exactly once", Machines(coordinator=coordinators.DropsQuietly)),
+    Plant("nobody is given any grace", "Grace", Machines(coordinator=coordinators.GivesNoGrace)),
+    Plant("a gradient is made up from the newest", "Compensated", Machines(shard=shards.TakesTheNewestBase)),
+    Plant("a shard forgets what it gave out", "Compensated", Machines(shard=shards.ForgetsWhatWasGiven)),
     Plant("a policy takes over at once", "Regime", regimes.with_regime(regimes.TakesOverAtOnce)),
     Plant("a new coordinator forgets the policy", "Aged", regimes.with_regime(regimes.ForgetsTheRegime), seed=23),
     Plant(

@@ -10,7 +10,7 @@ from shoal.core import machine as k
 from shoal.core.ages import Ages
 from shoal.core.coordinator import Coordinator
 from shoal.core.membership import COMPUTING, Member
-from shoal.policy import Bounded, Go, Policy, Sync, View, Wait
+from shoal.policy import Bounded, Decoupled, Go, Policy, Sync, View, Wait
 from shoal.wire import messages as m
 
 
@@ -39,6 +39,15 @@ class DropsQuietly(Coordinator):
         for member in readers:
             member.dropped = False
         return readers
+
+
+class GivesNoGrace(Coordinator):
+    """Goes on as soon as enough are ready."""
+
+    @property
+    def policy(self) -> Policy | None:
+        policy = super().policy
+        return replace(policy, grace=0.0) if isinstance(policy, Sync | Decoupled) else policy
 
 
 class SmallQuorum(Coordinator):

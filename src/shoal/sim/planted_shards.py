@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 
 from shoal.core import machine as k
@@ -168,3 +170,19 @@ class ServesForEver(Shard):
     def _tick(self, now: int) -> list[k.Effect]:
         self.silence.since = None
         return super()._tick(now)
+
+
+class TakesTheNewestBase(Shard):
+    """Takes what is newest for what a worker computed on."""
+
+    def _compensation(self, contributors: tuple[Weighted, ...]) -> k.Compensation | None:
+        found = super()._compensation(contributors)
+        return None if found is None else replace(found, base=found.present)
+
+
+class ForgetsWhatWasGiven(Shard):
+    """Keeps only the parameters that the last update left."""
+
+    def _compensation(self, contributors: tuple[Weighted, ...]) -> k.Compensation | None:
+        found = super()._compensation(contributors)
+        return None if found is None else replace(found, needed=(found.present,))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+from shoal.core.machine import UNKNOWN
 from shoal.policy import from_spec, rests
 from shoal.sim import trace as t
 from shoal.sim.books import lease_samples, samples
-from shoal.vocabulary import NO_AGE_MAX, Contributor, Lease, Switch
+from shoal.vocabulary import NO_AGE_MAX, SUM, TOKENS, Contributor, Lease, PolicySpec, Switch
 from shoal.wire import messages as m
 
 Complaint = str | None
@@ -35,17 +36,45 @@ def enough_workers(trace: t.Trace, fact: t.Fact) -> Complaint:
         case t.Said(message=m.Commit(seq=seq, kind="update") as commit) if seq > len(trace.log):
             if not commit.closes:
                 return f"commit {seq} settles no contribution"
-            if policy.kind != "sync":
+            if policy.kind not in ("sync", "decoupled"):
                 return None if len(commit.closes) == 1 else f"commit {seq} settles {len(commit.closes)} contributions"
-            busy = {seat.worker for seat in trace.books.busy()}
-            closing = {worker for worker, _, _ in commit.closes}
-            needed = math.ceil(policy.quorum * len(busy | closing) - 1e-9)
+            closing, members = _closing(trace, commit)
+            needed = _needed(policy, members)
             if len(closing) < needed:
-                return f"commit {seq} settles workers {sorted(closing)} of {sorted(busy)}, but needs {needed}"
+                return f"commit {seq} settles workers {sorted(closing)} of {sorted(members)}, but needs {needed}"
             clocks = {clock for _, _, clock in commit.closes}
-            if len(clocks) > 1:
+            if len(clocks) > 1 and policy.kind == "sync":
                 return f"commit {seq} mixes the clocks {sorted(clocks)}"
     return None
+
+
+def grace_given(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """Nobody is left behind before its grace is over, which begins when enough are ready."""
+    match fact:
+        case t.Said(message=m.Commit(seq=seq, kind="update") as commit, at_ms=at_ms) if seq > len(trace.log):
+            policy = trace.books.policy
+            closing, members = _closing(trace, commit)
+            if not policy.grace or closing == members:
+                return None
+            ready = {(who.worker, who.incarnation, who.clock): at for who, at in trace.ready_at.items()}
+            since = sorted(ready[who] for who in commit.closes)[_needed(policy, members) - 1]
+            if at_ms - since < 1000 * policy.grace:
+                late = sorted(members - closing)
+                return f"commit {seq} leaves workers {late} behind {at_ms - since} ms after enough were ready"
+    return None
+
+
+def _closing(trace: t.Trace, commit: m.Commit) -> tuple[set[int], set[int]]:
+    """The workers whose contributions a commit settles, and all that policies count. Without a common clock, those that
+    have come to rest bring nothing more."""
+    closing, common = {worker for worker, _, _ in commit.closes}, trace.books.policy.kind == "sync"
+    return closing, closing | {s.worker for s in trace.books.busy() if common or s.released >= s.clock}
+
+
+def _needed(policy: PolicySpec, members: set[int]) -> int:
+    if policy.kind == "decoupled":
+        return min(int(policy.quorum), len(members))
+    return math.ceil(policy.quorum * len(members) - 1e-9)
 
 
 def fair_weights(trace: t.Trace, fact: t.Fact) -> Complaint:
@@ -53,9 +82,10 @@ def fair_weights(trace: t.Trace, fact: t.Fact) -> Complaint:
     match fact:
         case t.Said(message=m.Commit(seq=seq, kind="update") as commit) if seq > len(trace.log):
             readies = [trace.ready[item.contributor] for item in commit.contributors]
-            total = sum(ready.samples for ready in readies)
-            for item, ready in zip(commit.contributors, readies, strict=True):
-                share = 1.0 if trace.spec.reduction == "sum" else ready.samples / total
+            power = 2 if trace.spec.reduction == TOKENS else 1
+            counts = [ready.samples**power / (ready.steps if power == 2 else 1) for ready in readies]
+            for item, ready, count in zip(commit.contributors, readies, counts, strict=True):
+                share = 1.0 if trace.spec.reduction == SUM else count / sum(counts)
                 if trace.books.policy.weight == "inverse":
                     share /= 1 + _age(trace, item.contributor, seq)
                 if not math.isclose(item.weight, share * ready.multiplier):
@@ -131,6 +161,26 @@ def all_ages_kept(trace: t.Trace, fact: t.Fact) -> Complaint:
                 late += len(entry.closes) if entry.kind == "cut" else 0
             if (found, late) != (ages, dropped):
                 return f"by the log the ages are {dict(found)}, {late} dropped; shown are {ages}, {dropped} dropped"
+    return None
+
+
+# --- Compensated: a gradient is made up for from what its worker was given ----------------------------
+
+
+def right_base(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """The base is the last update in what the worker computed on, and its copy is of that. A server whose shard nobody
+    else holds has it; one that has taken another's place may not."""
+    match fact:
+        case t.MadeUp(shard=shard, contributor=who, base=base, then=then, alone=alone):
+            version = trace.computed_on[who.worker, who.incarnation, who.clock]
+            right = max((entry.seq for entry in trace.log[:version] if entry.contributors), default=0)
+            if base not in (right, UNKNOWN) or (alone and base == UNKNOWN):
+                return f"server {shard} takes {base} for the base of {who}, which was computed on {right}"
+            if then is None and alone:
+                return f"server {shard} does not know what {who} was computed on: version {base}"
+            states = trace.right_states(right)
+            if then is not None and any(states[block] != state for block, state in then.items()):
+                return f"server {shard} makes up {who} from parameters that are not those of version {right}"
     return None
 
 

@@ -13,7 +13,7 @@ from random import Random
 import msgspec
 
 from shoal.config import Job, Limits
-from shoal.vocabulary import NO_AGE_MAX, Dataset, PolicySpec, TableSpec, TensorSpec
+from shoal.vocabulary import NO_AGE_MAX, TOKENS, Dataset, PolicySpec, TableSpec, TensorSpec
 
 LIMITS = Limits(
     tick_ms=20,
@@ -200,6 +200,7 @@ def draw(seed: int) -> Scenario:
     )
     if policy.kind != "sync":
         policy = _aged(Random(f"ages of {seed}"), policy)
+    policy = _graced(Random(f"graces of {seed}"), _delayed(Random(f"delays of {seed}"), policy))
     paired = policy.kind == "sync" and policy.quorum >= 1.0 and rng.random() < 0.4
     count = rng.choice([1, 2, 2, 3, 3, 4, 5])
     servers = rng.choice([1, 2, 2, 3])
@@ -214,7 +215,7 @@ def draw(seed: int) -> Scenario:
     return Scenario(
         seed=seed,
         job=Job(name=f"simulated-{seed}", workers=started, servers=servers, replicas=replicas, limits=limits),
-        spec=_spec(rng, policy),
+        spec=_merged(Random(f"merges of {seed}"), _spec(rng, policy), replicas),
         workers=tuple(_habits(rng, rank, late=rank >= started, clocks=clocks, paired=paired) for rank in range(count)),
         clocks=clocks,
         dataset=_dataset(rng, count, balance=policy.kind == "bounded") if data else None,
@@ -226,7 +227,7 @@ def draw(seed: int) -> Scenario:
         falls=() if links is CALM else _falls(Random(f"falls of {seed}")),
         losses=_losses(Random(f"losses of {seed}")) if replicas > 1 and not paired else (),
         drains=_drains(Random(f"drains of {seed}")) if replicas > 1 else (),
-        changes=() if paired else _changes(Random(f"policies of {seed}")),
+        changes=() if paired else _changes(Random(f"policies of {seed}"), Random(f"other policies of {seed}")),
         registered=registered,
         outages=_outages(Random(f"outages of {seed}")) if troubled else (),
         oustings=_oustings(Random(f"oustings of {seed}")) if troubled else (),
@@ -240,6 +241,31 @@ def _aged(rng: Random, policy: PolicySpec) -> PolicySpec:
     """The same, and perhaps it weighs contributions by their age, or drops old ones."""
     age_max = rng.choice([NO_AGE_MAX, NO_AGE_MAX, 0, 1, 2, 4])
     return msgspec.structs.replace(policy, weight=rng.choice(["equal", "inverse"]), age_max=age_max)
+
+
+def _delayed(rng: Random, policy: PolicySpec) -> PolicySpec:
+    """The same, and perhaps servers make up for what has changed since a gradient was computed."""
+    if policy.kind == "sync" or rng.random() < 0.6:
+        return policy
+    return msgspec.structs.replace(policy, weight="delay", rate=rng.choice([0.5, 2.0]), mean_square=0.95)
+
+
+def _graced(rng: Random, policy: PolicySpec) -> PolicySpec:
+    """The same, and perhaps with a grace for who is late; or, in place of one by one, together without a clock."""
+    grace = rng.choice([0.02, 0.1, 0.4])
+    if policy.kind == "sync" and policy.quorum < 1.0 and rng.random() < 0.5:
+        return msgspec.structs.replace(policy, grace=grace)
+    if policy.kind == "async" and rng.random() < 0.4:
+        return PolicySpec("decoupled", quorum=rng.choice([1, 1, 2, 3]), grace=rng.choice([0.0, grace]))
+    return policy
+
+
+def _merged(rng: Random, spec: TableSpec, replicas: int) -> TableSpec:
+    """The same, and perhaps it averages lengths and directions apart."""
+    if replicas > 1 or rng.random() < 0.8:
+        return spec
+    count = len(spec.tensors)
+    return msgspec.structs.replace(spec, radial=tuple(sorted(rng.sample(range(count), rng.randint(1, count)))))
 
 
 def _links(rng: Random) -> Links:
@@ -274,7 +300,7 @@ def _spec(rng: Random, policy: PolicySpec) -> TableSpec:
         groups=(settings,) * (1 + max(tensor.group for tensor in tensors)),
         policy=policy,
         clip_norm=rng.choice([None, 1.0]),
-        reduction=rng.choice(["mean", "mean", "sum"]),
+        reduction=rng.choice(["mean", "mean", "sum"]) if policy.kind != "decoupled" else TOKENS,
         block_elements_max=4,
     )
 
@@ -347,7 +373,7 @@ def _drains(rng: Random) -> tuple[Drain, ...]:
     return tuple(Drain(rng.randint(100, 1500), rng.randrange(12)) for _ in range(rng.choice([0, 0, 0, 1, 2])))
 
 
-def _changes(rng: Random) -> tuple[Change, ...]:
+def _changes(rng: Random, further: Random) -> tuple[Change, ...]:
     """Each with a chance to be asked for at about the same time as another one, or as the same again."""
     policies = [
         PolicySpec("sync"),
@@ -355,6 +381,7 @@ def _changes(rng: Random) -> tuple[Change, ...]:
         _aged(rng, PolicySpec("bounded", staleness=rng.choice([0, 1, 2]))),
         _aged(rng, PolicySpec("async")),
     ]
+    policies = [_graced(further, _delayed(further, policy)) for policy in policies]
     count = rng.choice([0, 0, 0, 0, 1, 1, 2, 4])
     return tuple(Change(rng.randint(100, 1800), rng.choice(policies)) for _ in range(count))
 

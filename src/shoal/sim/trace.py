@@ -31,6 +31,7 @@ class Said:
 
     target: str
     message: m.Message
+    at_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Told:
 
     source: str
     message: m.Message
+    at_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,18 @@ class Saw:
     committed: bool
     states: States
     in_place: bool = False  # they lie in the servers' own memory
+
+
+@dataclass(frozen=True)
+class MadeUp:
+    """A server makes up for what has changed since a gradient was computed. then: the states its worker was given, as
+    far as the server knows; None: it does not. alone: nobody else holds the shard, so it must."""
+
+    shard: int
+    contributor: Contributor
+    base: int
+    then: States | None
+    alone: bool
 
 
 @dataclass(frozen=True)
@@ -142,8 +156,10 @@ class Ended:
     dropped: int
 
 
-Fact = Said | Told | Admitted | Performed | Freed | Published | Saw | Entered | Led | Spoke | Kept | Gone | Ended
-FACTS = (Said, Told, Admitted, Performed, Freed, Published, Saw, Entered, Led, Spoke, Kept, Gone, Ended)
+Fact = (
+    Said | Told | Admitted | Performed | Freed | Published | Saw | MadeUp | Entered | Led | Spoke | Kept | Gone | Ended
+)
+FACTS = (Said, Told, Admitted, Performed, Freed, Published, Saw, MadeUp, Entered, Led, Spoke, Kept, Gone, Ended)
 
 FORGED = -666.0  # a number that only messages of an older epoch carry
 
@@ -176,7 +192,11 @@ def measured(
             continue  # no gradient reaches it
         figure = hash((state, combined[block], by_numbers(by)))
         one, other = float(1 + figure % 9973), float(1 + figure % 8887)
-        partials[block] = (float(cut(spec)[block].tensor), one, other) if phase == phases.TRUST else (one,)
+        tensor = cut(spec)[block].tensor
+        if phase == phases.MERGE and tensor not in spec.radial:
+            continue
+        facts = {phases.TRUST: (tensor, one, other), phases.MERGE: (tensor, 2.0, 1.0, 1.0, one, 0.0, other)}
+        partials[block] = facts.get(phase, (one,))
     return partials
 
 
@@ -210,6 +230,7 @@ class Store:
     fills: dict[m.Fill, States] = field(default_factory=dict)  # came, and are not loaded
     early: dict[Weighted, dict[int, Tag]] = field(default_factory=dict)  # combined before its commit, in order
     past: dict[int, States] = field(default_factory=dict)  # states since the last that were loaded, by version
+    copies: dict[int, States] = field(default_factory=dict)  # what workers were given, by version
 
     def stage(self, contributor: Contributor, blocks: Iterable[int], tags: Mapping[int, Tag]) -> None:
         where = tags if isinstance(tags, Arena) else dict(tags)
@@ -246,12 +267,24 @@ class Store:
                 if held:
                     self.hold(self.sums, tuple(block for block, parts in combined.items() if parts))
             case k.Apply(contributors=contributors, rates=rates, factors=factors, summed=summed):
+                self._keep(task.compensation)
                 combined = self._sum() if summed else self._combined(contributors)
                 self.states = self.past[task.seq] = following(self.states, combined, rates, factors)
             case k.Measure(phase=phase, contributors=contributors, factors=factors, summed=summed):
                 combined = self._sum() if summed else self._combined(contributors)
                 return tuple(measured(self.spec, phase, self.states, combined, factors).items())
         return ()
+
+    def given(self, compensation: k.Compensation) -> States | None:
+        """What the worker was given whose gradient is to be compensated; None: it is not known any more."""
+        present = self.states if compensation.base == compensation.present else None
+        return self.copies.get(compensation.base, present)
+
+    def _keep(self, compensation: k.Compensation | None) -> None:
+        needed = () if compensation is None else compensation.needed
+        self.copies = {version: copy for version, copy in self.copies.items() if version in needed}
+        if compensation is not None and compensation.present in needed:
+            self.copies.setdefault(compensation.present, dict(self.states))
 
     def hold(self, memory: dict[int, WeightedTags], blocks: tuple[int, ...]) -> None:
         """The sum that the next commit applies lies there."""
@@ -301,6 +334,7 @@ class Trace:
     committed: dict[Contributor, int] = field(default_factory=dict)  # -> seq
     finished: dict[Contributor, dict[int, Tag]] = field(default_factory=dict)  # what each step pushed
     ready: dict[Contributor, m.Ready] = field(default_factory=dict)  # as the coordinator received it
+    ready_at: dict[Contributor, int] = field(default_factory=dict)  # in ms, when it was received
     offers: dict[Contributor, tuple[m.Ready, set[int]]] = field(default_factory=dict)  # and shards that lack blocks
     chains: tuple[tuple[int, ...], ...] = ()  # by shard its servers, as everybody was told last
     filling: set[int] = field(default_factory=set)  # those of them that had not all of it
@@ -327,7 +361,7 @@ class Trace:
                 new = isinstance(message, m.Commit) and message.seq > len(self.log)
                 self.books.said(message, new)
             case Told(message=m.Complete() as complete):
-                self._completed(complete)
+                self._completed(complete, fact.at_ms)
             case Told(message=message):
                 self.books.told(message)
         match fact:
@@ -343,6 +377,7 @@ class Trace:
                 self.welcomed[worker] = max(incarnation, self.welcomed.get(worker, -1))
             case Told(message=m.Ready() as ready):
                 self.ready.setdefault(ready.contributor, ready)
+                self.ready_at.setdefault(ready.contributor, fact.at_ms)
             case Told(message=m.Offer(ready=ready)):
                 self.offers[ready.contributor] = ready, {shard for shard, count in enumerate(ready.blocks) if count}
             case Performed(shard=shard, task=k.Seed(seq=seq) | k.Apply(seq=seq)):
@@ -372,7 +407,7 @@ class Trace:
         self.welcomed.clear()  # whoever was, and is in no entry, is not known to the next one
         self.books.forget(self.log)
 
-    def _completed(self, complete: m.Complete) -> None:
+    def _completed(self, complete: m.Complete, at_ms: int) -> None:
         """An offer is as good as Ready once all shards say so."""
         ready, lacking = self.offers.get(complete.contributor, (None, set[int]()))
         lacking.difference_update(
@@ -381,6 +416,7 @@ class Trace:
         if ready is not None and not lacking:
             self.books.told(ready)
             self.ready.setdefault(ready.contributor, ready)
+            self.ready_at.setdefault(ready.contributor, at_ms)
 
     def policies_until(self, who: Contributor) -> list[PolicySpec]:
         """Under which this contribution may have been dropped: the one in force when it was, or, where samples of its

@@ -153,6 +153,7 @@ class Life:
                 multiplier=choice.choice([1.0, 1.0, 0.5]),
                 void=choice.random() < self.habits.void_chance,
                 far=self.habits.far,
+                steps=1 + self.session.clock % 3,
             )
         )
         yield (k.Fresh,)

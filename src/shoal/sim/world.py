@@ -291,7 +291,7 @@ class World:
                     if self.heeded(epoch):
                         if isinstance(message, m.Commit) and message.seq == len(self.trace.log) + 1:
                             self._entered(message, machine)
-                        self.note(t.Said(to, message))
+                        self.note(t.Said(to, message, self.now))
                     self.send(COORDINATOR, to, message, epoch=epoch)
                 case k.Manifest(version=version):
                     self.line(COORDINATOR, "", effect)
@@ -431,7 +431,7 @@ class World:
             case "coordinator":
                 epoch = epoch or self.reign
                 if epoch in self.reigns and self.heeded(epoch):
-                    self.note(t.Told(source, message))
+                    self.note(t.Told(source, message, self.now))
                 self.step_coordinator(received, epoch)
             case "server":
                 self.servers.arrive(self.servers[int(number)], source, message, payload)

@@ -26,7 +26,8 @@ class Ready(Message, frozen=True, array_like=True, tag=True):
     multiplier: factor for its gradient (1 / loss scale under GradScaler); void: the gradient is
     not to be used (overflow under GradScaler) though the samples were; whole: every block lies in
     shared memory, and the servers that map it were sent no Stage; blocks: how many it has, by shard;
-    version: of the parameters that its gradient was computed on.
+    version: of the parameters that its gradient was computed on; steps: of the worker's own that its samples were
+    taken in.
     """
 
     contributor: Contributor
@@ -38,6 +39,7 @@ class Ready(Message, frozen=True, array_like=True, tag=True):
     whole: bool = False
     blocks: tuple[int, ...] = ()
     version: int = 0
+    steps: int = 1
 
 
 class Offer(Message, frozen=True, array_like=True, tag=True):

@@ -11,6 +11,10 @@ time, one each H / P steps: Delta_p leaves at step t, and at step t + tau the ou
 local_p = alpha local_p + (1 - alpha) global_p. Which fragment's turn it is the clock says, so whoever joins late sends
 the one that the others send.
 
+Decoupled DiLoCo (arXiv 2604.21428) has no step wait: a worker's window goes on until what it pushed before is back, and
+what it came to meanwhile is carried over, local_p = global_p + (local_p - what left), as the beginning of its next
+window. Nothing that a worker did is lost for that another was slow. The carrying over is ours; the paper overwrites.
+
 Here the global parameters are parameters of their own (anchors), of an ordinary Shoal optimizer whose gradients
 are the differences: whatever holds for gradients, codecs and replicas among it, holds for them. Only the fragment
 whose turn it is has a gradient; a block without one keeps its state, momentum and step count included.
@@ -23,14 +27,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shoal.adapters.local_steps import LocalSteps, dealt
 from shoal.adapters.torch.binding import binding_of
 from shoal.adapters.torch.groups import Named, Parameters, groups_of, trainable
-from shoal.adapters.torch.optimizer import Optimizer, optimizer
+from shoal.adapters.torch.optimizer import Optimizer
 from shoal.errors import ConfigurationError
 from shoal.runtime.worker import Worker
+from shoal.vocabulary import MEAN, TOKENS
 
 
 class LocalOptimizer(torch.optim.Optimizer):
@@ -60,8 +65,18 @@ class LocalOptimizer(torch.optim.Optimizer):
         self._ahead: frozenset[int] = frozenset()  # fragments that took steps since they left
         self._under_way: frozenset[int] | None = None  # fragments that left and have not come back
         self._left_at = 0  # the clock when they left
+        self._left: dict[int, Tensor] = {}  # by tensor: what it was then, where steps go on from what comes back
         self._anchors = [torch.nn.Parameter(item.parameter.detach().clone()) for item in self._members]
-        self.outer = optimizer(worker, _groups(self._members, self._anchors), local.rule, sync=local.sync)
+        self.outer = Optimizer(
+            worker,
+            _groups(self._members, self._anchors),
+            local.rule,
+            sync=local.sync,
+            reduction=TOKENS if local.decoupled else MEAN,
+            nonfinite="refuse",
+            overlap=False,
+            radial=_radial(params, self._members) if local.merge == "radial" else (),
+        )
         # What this worker's steps began from. Anchors may be newer: they come whole, fragments are taken in turn.
         self._begun_from = [anchor.detach().clone() for anchor in self._anchors]
         binding = binding_of(worker)
@@ -86,13 +101,17 @@ class LocalOptimizer(torch.optim.Optimizer):
     # torch types step() by overloads that no subclass of its own follows either.
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of the inner optimizer. When a fragment's turn has come, push its outer gradients; when what was
-        pushed is due, wait for the outcome (raises as Optimizer.step does) and take it."""
+        pushed is due, wait for the outcome (raises as Optimizer.step does) and take it; decoupled, do not wait."""
         loss = self.inner.step(closure) if closure is not None else self.inner.step()
         self._taken += 1
         self._ahead = self._every_fragment
-        if self._under_way is not None and self._taken >= min(self.local.overlap, self._binding.steps):
+        full = self._taken >= self._binding.steps
+        due = full or self._taken >= self.local.overlap
+        # What ps.loader leases is a window's: it has to leave before there is more.
+        waits = not self.local.decoupled or (full and self._worker.leased > 0)
+        if self._under_way is not None and due and (waits or self.outer.arrived):
             self._come_back()
-        if self._taken >= self._binding.steps:
+        if full and self._under_way is None:
             self._leave(frozenset({self._turn(self.clock)}))
         return loss
 
@@ -139,13 +158,17 @@ class LocalOptimizer(torch.optim.Optimizer):
         """Push the outer gradients of these fragments, and begin to combine them with the others'."""
         with torch.no_grad():
             for index in self._indices(fragments):
-                self._anchors[index].grad = self._begun_from[index] - self._members[index].parameter.detach()
-        samples = None if self._worker.leased else max(1, self._taken)  # steps, where there are no leases
+                local = self._members[index].parameter.detach()
+                self._anchors[index].grad = self._begun_from[index] - local
+                if self.local.decoupled:
+                    self._left[index] = local.clone()
+        steps = max(1, self._taken)
+        samples = None if self._worker.leased else steps  # where there are no leases
         self._under_way, self._left_at, self._taken = fragments, self.clock, 0
         self._ahead -= fragments
-        self.outer.begin_step(samples)
+        self.outer.begin_step(samples, steps)
         self.outer.zero_grad()
-        if not self.local.overlap:
+        if not self.local.overlap and not self.local.decoupled:
             self._come_back()
 
     def _come_back(self) -> None:
@@ -156,18 +179,21 @@ class LocalOptimizer(torch.optim.Optimizer):
         missed = (self._turn(clock) for clock in range(self._left_at + 1, self.clock))
         fragments, self._under_way = self._under_way.union(missed), None
         self._take(fragments, self.local.mix)
+        self._left.clear()
         if self.local.scaled:
             self._binding.steps = max(1, int(self.local.stride * self._worker.pace))
 
     def _take(self, fragments: Iterable[int], mix: float) -> None:
-        """local = mix local + (1 - mix) global, and steps count from the global ones."""
+        """local = mix local + (1 - mix) global, and steps count from the global ones; what was done since a tensor left
+        is added to these first."""
         with torch.no_grad():
             for index in self._indices(fragments):
                 local, anchor = self._members[index].parameter, self._anchors[index]
+                came = anchor + (local - self._left[index]) if index in self._left else anchor
                 if mix:
-                    local.lerp_(anchor, 1 - mix)
+                    local.lerp_(came, 1 - mix)
                 else:
-                    local.copy_(anchor)
+                    local.copy_(came)
                 self._begun_from[index].copy_(anchor)
 
     def _indices(self, fragments: Iterable[int]) -> list[int]:
@@ -181,6 +207,13 @@ def _groups(members: Sequence[Named], anchors: Sequence[torch.nn.Parameter]) -> 
         group = found.setdefault(item.group, {"params": [], "push": item.push, "pull": item.pull})
         group["params"].append((item.name, anchor))
     return list(found.values())
+
+
+def _radial(params: Parameters, members: Sequence[Named]) -> list[str]:
+    """All but embeddings, by name."""
+    modules = params.modules() if isinstance(params, nn.Module) else ()
+    plain = {id(module.weight) for module in modules if isinstance(module, nn.Embedding | nn.EmbeddingBag)}
+    return [item.name for item in members if id(item.parameter) not in plain]
 
 
 def _inner(inner: object) -> torch.optim.Optimizer:

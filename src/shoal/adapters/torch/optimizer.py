@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -26,7 +26,7 @@ from shoal.errors import ConfigurationError, NonFiniteGradientError
 from shoal.optim import Rule
 from shoal.policy import Policy, Sync, checked, harm
 from shoal.runtime.worker import Worker
-from shoal.vocabulary import TableSpec
+from shoal.vocabulary import TOKENS, TableSpec
 
 NonFinite = Literal["refuse", "skip", "allow"]
 Reduction = Literal["mean", "sum"]
@@ -42,7 +42,7 @@ def optimizer(
     rule: Rule,
     *,
     sync: Policy = DEFAULT_POLICY,
-    reduction: Reduction = "mean",
+    reduction: str = "mean",
     nonfinite: NonFinite = "refuse",
     overlap: bool = False,
     push: str = "",
@@ -55,8 +55,8 @@ def optimizer(
         CUDA. Those that do not require gradients (and a module's buffers) stay the worker's own: no
         server holds them, so give every worker the same.
     rule: a value of shoal.optim, such as AdamW(lr=3e-4, clip_norm=1.0).
-    sync: the consistency policy: Sync(), Sync(quorum=0.9), Bounded(staleness=3) or Async(). Warns where the rule is
-        known to suffer from it (docs/staleness.md).
+    sync: the consistency policy: Sync(), Sync(quorum=0.9), Bounded(staleness=3), Async() or Decoupled(). Warns where
+        the rule is known to suffer from it (docs/staleness.md).
     reduction: how contributions combine: "mean" weighs each by its share of the samples (for losses
         that are means), "sum" adds them up.
     nonfinite: what to do with a gradient that holds NaN or infinity: "refuse" raises
@@ -103,16 +103,18 @@ class Optimizer(torch.optim.Optimizer):
         rule: Rule,
         *,
         sync: Policy,
-        reduction: Reduction,
+        reduction: str,
         nonfinite: NonFinite,
         overlap: bool,
         push: str = "",
         pull: str = "",
+        radial: Collection[str] = (),
     ) -> None:
+        """radial: names of parameters of whose contributions lengths and directions are averaged apart."""
         policy = checked(sync)
         if nonfinite not in get_args(NonFinite):
             raise ConfigurationError(f"nonfinite={nonfinite!r}; known: {', '.join(get_args(NonFinite))}")
-        if reduction not in get_args(Reduction):
+        if reduction not in (*get_args(Reduction), TOKENS):
             raise ConfigurationError(f"reduction={reduction!r}; known: {', '.join(get_args(Reduction))}")
         if overlap and not (isinstance(params, torch.nn.Module) and policy.still):
             raise ConfigurationError(
@@ -135,6 +137,7 @@ class Optimizer(torch.optim.Optimizer):
             policy=policy.spec,
             clip_norm=rule.clip_norm,
             reduction=reduction,
+            radial=tuple(index for index, item in enumerate(self._members) if item.name in radial),
         )
         self._binding = _join(worker, spec, self._members)
         self._chance = self._binding.chance
@@ -195,14 +198,19 @@ class Optimizer(torch.optim.Optimizer):
             self._contribute(samples)
         return loss
 
-    def begin_step(self, samples: int | None = None) -> None:
+    def begin_step(self, samples: int | None = None, steps: int = 1) -> None:
         """The same, but return as soon as the gradients have left; wait() ends it. Until then parameters are in motion:
-        neither read nor write them."""
+        neither read nor write them. steps: of this worker's own that the samples were taken in."""
         self.wait()
         self._check_settings(self.param_groups)
         self._check_parameters()
         with torch.no_grad():
-            self._contribute(samples, ends=False)
+            self._contribute(samples, steps)
+
+    @property
+    def arrived(self) -> bool:
+        """Whether wait() would return at once."""
+        return self._worker.arrived
 
     def state_dict(self) -> dict[str, Any]:
         """The groups' settings. Moments are the servers': `ps.snapshot(path)` writes them down."""
@@ -235,7 +243,8 @@ class Optimizer(torch.optim.Optimizer):
 
     # --- helpers ----------------------------------------------------------------------------------
 
-    def _contribute(self, samples: int | None, ends: bool = True) -> None:
+    def _contribute(self, samples: int | None, begins: int = 0) -> None:
+        """begins: above 0: the step is only begun, and its samples were taken in so many of this worker's own."""
         scale, overflow = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         unscaled = overflow is not None and scale is None  # scaler.unscale_ came before
         void = overflow is not None and float(overflow) > 0
@@ -253,9 +262,9 @@ class Optimizer(torch.optim.Optimizer):
             self._overlap.begin(rates, multiplier, void, samples)
             self._outbox.clear()
             return
-        if not ends:
+        if begins:
             self._chance.remember(self.clock + 1)  # what is drawn from now on belongs to the clock that comes
-            self._worker.begin_step(rates, multiplier, void, samples)
+            self._worker.begin_step(rates, multiplier, void, samples, begins)
             self._begun = True
             self._outbox.clear()
             return
