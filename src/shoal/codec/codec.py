@@ -25,6 +25,8 @@ from shoal.errors import ConfigurationError
 from shoal.kernel import Encoded, Floats, read_only
 from shoal.vocabulary import Block, TableSpec, TensorSpec
 
+PIECE_ELEMENTS = 1 << 16  # worked on at a time: they stay in the core's cache. Whole records of every codec
+
 
 @dataclass(frozen=True)
 class Codec:

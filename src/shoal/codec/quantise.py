@@ -32,7 +32,8 @@ def scrambled(seed: Any, i: Any) -> Any:
 @element
 def chance(seed: Any, i: Any) -> Any:
     """A number in [0, 1) that depends on these two alone."""
-    return np.float32(np.uint32(scrambled(seed, i) >> np.uint32(8))) * _UNIT
+    # By way of a signed integer: that is what processors convert at once.
+    return np.float32(np.int32(scrambled(seed, i) >> np.uint32(8))) * _UNIT
 
 
 @element

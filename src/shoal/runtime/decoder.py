@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from shoal.codec.codec import FLOAT32, pull_codec
+from shoal.codec.codec import FLOAT32, PIECE_ELEMENTS, pull_codec
 from shoal.kernel import Floats, read_only
 from shoal.placement import cut
 from shoal.vocabulary import Block, TableSpec
@@ -44,11 +44,12 @@ class Decoder:
     def take(self, parameters: Parameters, bound: Sequence[Bytes]) -> None:
         """All has landed: the parameters, by tensor as their bytes, are what the servers published."""
         for block, count, place in self._landed.pop(parameters, []):
-            copy = self._copy(block)
-            if count != WHOLE:
-                self._add(block, copy, np.frombuffer(place, np.uint8), count)
-            item, width = self._blocks[block], FLOAT32.bytes_of(1)
-            bound[item.tensor][item.start * width : item.stop * width] = copy.view(np.uint8)
+            item, width, copy = self._blocks[block], FLOAT32.bytes_of(1), self._copy(block)
+            target = bound[item.tensor][item.start * width : item.stop * width].view(np.float32)
+            if count == WHOLE:
+                target[:] = copy
+            else:
+                self._add(block, copy, np.frombuffer(place, np.uint8), count, target)
 
     def forget(self) -> None:
         """What has begun to land is not taken any more."""
@@ -59,14 +60,19 @@ class Decoder:
             return self._copy(block).view(np.uint8).data
         codec = self._codecs[self._blocks[block].tensor]
         assert codec is not None, "only such blocks have increments"
-        return memoryview(bytearray(count * codec.bytes_of(self._blocks[block].elements)))
+        return np.empty(count * codec.bytes_of(self._blocks[block].elements), np.uint8).data
 
-    def _add(self, block: int, copy: Floats, encoded: Bytes, count: int) -> None:
-        """The increments lie one after the other."""
+    def _add(self, block: int, copy: Floats, encoded: Bytes, count: int, target: Floats) -> None:
+        """The increments lie one after the other. target: what the copy is then, too."""
         codec = self._codecs[self._blocks[block].tensor]
         assert codec is not None, "only such blocks have increments"
-        for increment in np.split(encoded, count):
-            codec.add(copy, read_only(increment.view(codec.item)), np.float32(1))
+        increments = [increment.view(codec.item) for increment in np.split(encoded, count)]
+        for start in range(0, copy.size, PIECE_ELEMENTS):
+            piece = slice(start, min(start + PIECE_ELEMENTS, copy.size))
+            for increment in increments:
+                part = increment[codec.offset(piece.start) : codec.offset(piece.stop)]
+                codec.add(copy[piece], read_only(part), np.float32(1))
+            target[piece] = copy[piece]
 
     def _copy(self, block: int) -> Floats:
         item: Block = self._blocks[block]

@@ -12,7 +12,7 @@ from threading import Condition
 import numpy as np
 import numpy.typing as npt
 
-from shoal.codec.codec import FLOAT32, Codec, chance_of, codec_for, encode, push_codec
+from shoal.codec.codec import FLOAT32, PIECE_ELEMENTS, Codec, chance_of, codec_for, encode, push_codec
 from shoal.codec.lowrank import LowRank
 from shoal.codec.packed import Packed, Recorded
 from shoal.core.shared import lay_out_packed
@@ -22,8 +22,6 @@ from shoal.runtime.residuals import Residuals
 from shoal.vocabulary import Block, TableSpec
 
 Bytes = npt.NDArray[np.uint8]
-
-PIECE_ELEMENTS = 1 << 16  # worked on at a time: they stay in the core's cache. Whole records of every codec
 
 
 class Encoder:
