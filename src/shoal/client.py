@@ -91,7 +91,9 @@ class ParameterServer:
             return torch.LocalOptimizer(self.worker, params, sync, **options)
         if rule is None:
             raise ConfigurationError("ps.optimizer(...) needs a rule, such as shoal.AdamW(lr=3e-4), after the model")
-        return torch.optimizer(self.worker, params, rule, sync=Sync() if sync is None else sync, **options)
+        policy = Sync() if sync is None else sync
+        make = torch.ShardedOptimizer if torch.is_sharded(params) else torch.optimizer
+        return make(self.worker, params, rule, sync=policy, **options)
 
     def loader(self, dataset: Any, batch_size: int, **options: Any) -> Loader:
         """Batches of samples that no other worker has in this data epoch; see shoal.adapters.torch."""

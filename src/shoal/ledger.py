@@ -102,6 +102,13 @@ class Ledger:
         self.leased[lease.identity] = (worker, lease)
         return lease
 
+    def nothing(self, worker: int, epoch: int) -> Lease:
+        """A lease without samples: its worker takes part in a step for which there are some for others only."""
+        self.identities += 1
+        lease = Lease(self.identities, epoch, ())
+        self.leased[lease.identity] = (worker, lease)
+        return lease
+
     def commit(self, worker: int, identities: Iterable[int]) -> tuple[tuple[int, int, int], ...]:
         """Settle these leases of `worker`; returns (epoch, start, stop) of the samples accounted for.
 

@@ -39,7 +39,7 @@ class FakeWorker:
     def remember(self, clock: int, state: Callable[[], bytes]) -> None:
         self.remembered[clock] = state
 
-    def declare(self, spec: TableSpec) -> bool:
+    def declare(self, spec: TableSpec, group: object = ()) -> bool:
         self.spec = spec
         return True
 

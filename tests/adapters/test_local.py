@@ -178,7 +178,7 @@ def test_one_by_one_each_worker_adds_what_it_came_to_to_whatever_is_there(togeth
                 turns.wait()
                 if rank == worker.rank:
                     descend(mine, opt, batch(rank, step))
-                    if opt.outer._begun:
+                    if opt.outer._binding.begun:
                         worker.finish_step()  # the order of commits is that of the turns
         turns.wait()
         return nn.ParameterList([anchor.detach().clone() for anchor in opt._anchors]) if worker.rank else mine

@@ -115,3 +115,16 @@ def test_the_command_sums_up_and_succeeds() -> None:
     assert result.exit_code == 0, result.output
     assert "Every invariant held" in result.output
     assert "crashes" in result.output
+
+
+def test_the_ranks_of_a_group_are_told_who_of_them_died() -> None:
+    told = ""
+    for seed in (seed for seed in range(200) if any(habits.group for habits in draw(seed).workers)):
+        world = World(draw(seed), lines_max=None)
+        world.run()
+        told += transcript(world.lines)
+    assert re.search(
+        r"Failed\(kind=FencedError, text=worker (\d) .* it is of the group of workers \d, .*all of which have to be "
+        r"started again: worker (?!\1)\d is declared dead: its connection broke",
+        told,
+    )

@@ -320,7 +320,7 @@ class Watched(WorkerNode):
         placed = m.Placed(1, ((0,),), (), ((0, ""),))
         self.session = s.Session(LONG, worker=0, incarnation=0, spec=spec, placed=placed)
         self.session.parked, self.session.parked_at = "step", milliseconds()
-        self.session.arrival.blocks = 2
+        self.session.arrival.blocks = frozenset({0, 1})
         self.session.arrival.expect(4)
         self.session.released = m.Released(0, 0, 0, 1, 5, True)
         self.parameters = [np.zeros(2_000_000, np.uint8)]

@@ -35,6 +35,9 @@ def run(
         ),
     ] = "",
     standbys: Annotated[int, typer.Option(help="Coordinators that stand by, with --registry.")] = 1,
+    group: Annotated[
+        int, typer.Option(help="So many workers in a row make a torch process group, which trains as one worker.")
+    ] = 1,
     module: Annotated[bool, typer.Option("-m", help="SCRIPT is a module, as in python -m.")] = False,
     max_restarts: Annotated[int, typer.Option(help="How often killed workers are started again, in all.")] = 3,
     resume: Annotated[
@@ -87,6 +90,7 @@ def run(
         replicas=replicas,
         registry=registry,
         standbys=standbys,
+        group=group,
         resume=resume,
         env=environment,
     )

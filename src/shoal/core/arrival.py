@@ -17,7 +17,7 @@ from shoal.wire.gradient import WHOLE, Parameters
 class Arrival:
     """The version that is arriving, or the last one that did, and which of its blocks are new here."""
 
-    blocks: int = 0  # in a complete version
+    blocks: frozenset[int] = frozenset()  # in a complete version
     version: int = 0
     arrived: set[int] = field(default_factory=set)
     held: dict[int, int] = field(default_factory=dict)  # block -> the version of the bytes that came for it last
@@ -51,11 +51,11 @@ class Arrival:
 
     def complete(self, version: int) -> bool:
         """Whether every block of `version`, or of a newer one that took its place, is there."""
-        return self.version >= version and len(self.arrived) == self.blocks
+        return self.version >= version and self.arrived.issuperset(self.blocks)
 
     def missing(self, blocks: Iterable[int]) -> tuple[int, ...]:
-        """Those of `blocks` that did not arrive."""
-        return tuple(block for block in blocks if block not in self.arrived)
+        """Those of `blocks` that belong to it and did not arrive."""
+        return tuple(block for block in blocks if block in self.blocks and block not in self.arrived)
 
     def close(self, version: int) -> None:
         """The worker goes on with `version`: nothing is on its way any more."""

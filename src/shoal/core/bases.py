@@ -6,6 +6,7 @@ known, and its contribution names the one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from shoal.core import machine as k
@@ -36,11 +37,16 @@ class Bases:
             versions = {**(versions if last == incarnation else {}), commit.seq: updated}
             self.known[worker] = incarnation, dict(sorted(versions.items())[-RELEASES:])
 
-    def compensation(self, wanted: DelayCompensated, item: Weighted, updated: int) -> k.Compensation:
-        """What the next update has to make up for; updated: the last one before it."""
+    def compensation(self, wanted: DelayCompensated, unit: Sequence[Weighted], updated: int) -> k.Compensation:
+        """What the next update has to make up for; updated: the last one before it. unit: a worker's contribution, or
+        those of the ranks of a group; ranks that were given versions with different parameters have no base."""
+        workers, bases = {item.contributor.worker for item in unit}, {self._base(item) for item in unit}
+        base = bases.pop() if len(bases) == 1 else k.UNKNOWN
+        others = (versions.values() for worker, (_, versions) in self.known.items() if worker not in workers)
+        needed = tuple(sorted({other for versions in others for other in versions}))
+        return k.Compensation(wanted.rate, wanted.mean_square, base, updated, needed)
+
+    def _base(self, item: Weighted) -> int:
         who = item.contributor
         incarnation, versions = self.known.get(who.worker, (-1, {}))
-        base = versions.get(item.version, k.UNKNOWN) if incarnation == who.incarnation else k.UNKNOWN
-        others = (bases.values() for worker, (_, bases) in self.known.items() if worker != who.worker)
-        needed = tuple(sorted({other for bases in others for other in bases}))
-        return k.Compensation(wanted.rate, wanted.mean_square, base, updated, needed)
+        return versions.get(item.version, k.UNKNOWN) if incarnation == who.incarnation else k.UNKNOWN

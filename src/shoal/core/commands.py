@@ -26,10 +26,14 @@ class Begin:
 
 @dataclass(frozen=True)
 class Declare:
-    """Declare the table. near: servers to share memory with."""
+    """Declare the table. near: servers to share memory with.
+
+    group: (worker, incarnation) of all the ranks of the process group that this worker trains in, by part; (): none.
+    """
 
     spec: TableSpec
     near: tuple[int, ...] = ()
+    group: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class Await:
 
 @dataclass(frozen=True)
 class Push:
-    """These blocks' gradients are computed and will not change until the step is over."""
+    """These blocks' gradients are computed and will not change until the step is over. A rank of a group has its own
+    part only: of the others nothing is sent."""
 
     blocks: tuple[int, ...]
 

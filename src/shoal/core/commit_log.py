@@ -8,7 +8,7 @@ over blocks, so the sum is the same on any number of shards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from shoal.core import machine as k
 from shoal.core.accounts import Accounts
 from shoal.core.ages import Ages
 from shoal.optim import phases
-from shoal.vocabulary import SUM, TOKENS, Switch, TableSpec, Weighted, server_name
+from shoal.vocabulary import Switch, TableSpec, Weighted, server_name
 from shoal.wire import messages as m
 
 RESENT_MAX = 16  # entries repeated to a silent shard at a time
@@ -69,11 +69,11 @@ class CommitLog:
         ages = tuple(self.ages.of(ready.version) for ready in readies)
         return self._entry("update", weights, eldest.rates, closes, self._due_fences(), samples=samples, ages=ages)
 
-    def drop(self, ready: m.Ready) -> m.Commit:
-        """The next entry: this contribution is settled without its gradient."""
-        who = ready.contributor
-        closes = ((who.worker, who.incarnation, who.clock),)
-        return self._entry("cut", closes=closes, fences=self._due_fences(), ages=(self.ages.of(ready.version),))
+    def drop(self, readies: Sequence[m.Ready]) -> m.Commit:
+        """The next entry: these contributions are settled without their gradients."""
+        closes = tuple((r.contributor.worker, r.contributor.incarnation, r.contributor.clock) for r in readies)
+        ages = tuple(self.ages.of(ready.version) for ready in readies)
+        return self._entry("cut", closes=closes, fences=self._due_fences(), ages=ages)
 
     def cut(self, save: str = "", switch: Switch | None = None) -> m.Commit:
         """The next entry: no parameter changes, but there is something to release, save, fence or switch."""
@@ -169,28 +169,6 @@ class CommitLog:
         return fences
 
 
-def usable(ready: m.Ready) -> bool:
-    """Whether a contribution has a gradient that counts."""
-    return not ready.void and ready.samples > 0
-
-
-def counts(ready: m.Ready, reduction: str) -> float:
-    """How much a contribution counts beside others. "tokens": Decoupled DiLoCo, arXiv 2604.21428: tokens**2 / steps."""
-    return ready.samples**2 / max(1, ready.steps) if reduction == TOKENS else ready.samples
-
-
-def weighed(
-    readies: Sequence[m.Ready],
-    reduction: str,
-    awaited: float = 0,
-    factor: Callable[[m.Ready], float] = lambda ready: 1.0,
-) -> tuple[Weighted, ...]:
-    """Those that are usable, each with its weight. awaited: what contributions of the entry count that are not among
-    these; factor: of each, beside its share."""
-    found = [ready for ready in readies if usable(ready)]
-    total = awaited + sum(counts(ready, reduction) for ready in found)
-    shares = [1.0 if reduction == SUM else counts(ready, reduction) / total for ready in found]
-    return tuple(
-        Weighted(ready.contributor, share * factor(ready) * ready.multiplier, ready.whole, ready.version)
-        for ready, share in zip(found, shares, strict=True)
-    )
+def usable(unit: Sequence[m.Ready]) -> bool:
+    """Whether what the members of a unit (core/unit.py) are ready with has a gradient that counts."""
+    return not any(ready.void for ready in unit) and sum(ready.samples for ready in unit) > 0

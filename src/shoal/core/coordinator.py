@@ -14,7 +14,7 @@ import msgspec
 from shoal.config import Job
 from shoal.core import machine as k
 from shoal.core.accounts import spans_of
-from shoal.core.commit_log import CommitLog, usable, weighed
+from shoal.core.commit_log import CommitLog, usable
 from shoal.core.dispatch import Dispatch
 from shoal.core.failover import Failover
 from shoal.core.foresight import Foresight
@@ -28,6 +28,7 @@ from shoal.core.replicas import Replicas
 from shoal.core.saving import Samples, Savings
 from shoal.core.silence import Watch
 from shoal.core.status import status
+from shoal.core.unit import Units, readies, weighed
 from shoal.policy import Go, Policy, View, in_words
 from shoal.vocabulary import TOKENS, PolicySpec, Switch, TableSpec, Weighted, node_number, server_name, worker_name
 from shoal.wire import messages as m
@@ -53,6 +54,7 @@ class Coordinator:
     dispatch: Dispatch = field(default_factory=Dispatch)
     foresight: Foresight = field(default_factory=Foresight)
     membership: Membership = field(init=False)
+    units: Units = field(init=False)
     replicas: Replicas = field(init=False)
     formation: Formation = field(init=False)
     log: CommitLog = field(init=False)
@@ -72,6 +74,7 @@ class Coordinator:
 
     def __post_init__(self) -> None:
         self.membership = Membership(self.job.limits)
+        self.units = Units(self.membership.members)
         self.replicas = Replicas(self.job.servers, self.job.replicas)
         self.formation = Formation(self.job, self.epoch, self.membership, self.replicas)
         self.log = CommitLog(self.epoch, self.job.servers, self.replicas.servers)
@@ -297,10 +300,10 @@ class Coordinator:
                 return []
 
     def _fenced(self, worker: int, incarnation: int) -> str:
-        return (
-            f"worker {worker} (incarnation {incarnation}) is no longer a member of job {self.job.name}: it was "
-            f"silent for too long or another process took its place. Start it again to join anew"
-        )
+        last, why = self.membership.last_words.get(worker, (-1, ""))
+        if last != incarnation:
+            why = "it was silent for too long or another process took its place. Start it again to join anew"
+        return f"worker {worker} (incarnation {incarnation}) is no longer a member of job {self.job.name}: {why}"
 
     # --- forming the job ----------------------------------------------------------------------
 
@@ -325,7 +328,9 @@ class Coordinator:
         if wrong:
             return [k.Send(worker_name(member.worker), m.Refused("Declare", wrong))]
         if member.state == JOINED:
-            member.state = DECLARED
+            member.state, member.group = DECLARED, declare.group
+            if len(self.units.of(member)) < len(member.group):
+                return self._remove(member, _bereft(member, "has gone"), now)
         return self._answer_declared(member, now) if self.formation.complete else self.formation.create()
 
     def _created(self, index: int, version: int, now: int) -> list[k.Effect]:
@@ -335,7 +340,8 @@ class Coordinator:
         if len(versions) > 1:
             return self._stop(f"the servers loaded snapshots of different versions {sorted(versions)}")
         self.log.version = version
-        return [effect for member in self.formation.declared() for effect in self._answer_declared(member, now)]
+        declared = [member for member in self.membership.ordered() if member.state == DECLARED]
+        return [effect for member in declared for effect in self._answer_declared(member, now)]
 
     def _answer_declared(self, member: Member, now: int) -> list[k.Effect]:
         """Declared, and what follows it: the seed, the start of the job, or admission to a running one."""
@@ -343,8 +349,8 @@ class Coordinator:
         effects = self._form(now) if self.phase == FORMING else []
         used = self.log.used.get(member.worker, NOTHING)
         declared: k.Effect = k.Send(name, m.Declared(member.worker, member.incarnation, member.seeder, used))
-        if self.phase == RUNNING and member.state == DECLARED:
-            return [declared, *effects, *self._admit([member], now)]
+        if self.phase == RUNNING and self.units.gathered(member):
+            return [declared, *effects, *self._admit(self.units.of(member), now)]
         again = [k.Send(name, member.released)] if member.released is not None else []
         return [declared, *effects, *again]
 
@@ -458,11 +464,15 @@ class Coordinator:
                 f"with {len(adopted)} workers"
             )
         ]
+        for member in adopted:
+            if why := self.units.torn(member):
+                effects += self._expel(member, _bereft(member, why), now)
         if self.log.fences:
             effects += self.releases.append(self.log.cut(), [], now)
         effects += [
             k.Send(worker_name(member.worker), m.Resumed(member.worker, member.incarnation, self.epoch))
             for member in adopted
+            if self.membership.find(member.worker, member.incarnation) is member
         ]
         if declared := self.formation.declared():
             effects += self._admit(declared, now)
@@ -478,17 +488,18 @@ class Coordinator:
             return self.releases.again(member, clock, self.waiting)
         if member.state != COMPUTING or clock != member.clock:
             return []
+        if member.bereft:
+            return self._remove(member, member.bereft, now)
         member.computed(ready, now)
         member.offer = None
-        assert self.policy is not None
-        if self.policy.lockstep and member.clock < self.clock:
-            return self._drop(member, ready, now) + self._decide(now)
         if not self.dispatch.holds(member, ready):
             # Someone else does these samples by now: its gradient may not count as well.
             self.dispatch.take_back(member)
-            ready, member.dropped = msgspec.structs.replace(ready, leases=(), void=True), True
+            ready = msgspec.structs.replace(ready, leases=(), void=True)
+            for mate in self.units.of(member):
+                mate.dropped = True
         member.ready, member.state = ready, READY
-        return self._decide(now)
+        return self._drop_late([member], now) + self._decide(now)
 
     def _offered(self, member: Member, offer: m.Offer) -> list[k.Effect]:
         """It is ready once every shard has all of it: let the shards say when."""
@@ -521,13 +532,32 @@ class Coordinator:
             item.clock = self.clock
         return [*self._begun(declared), *self.releases.append(self.log.seed(ready), declared, now)]
 
-    def _drop(self, member: Member, ready: m.Ready, now: int) -> list[k.Effect]:
-        """Too late for its commit (quorum): the samples were freed then; go on at the open clock."""
-        assert member.ready is None
-        member.settled, member.clock = member.clock, self.clock
-        member.state, member.dropped = PARKED, True
-        readers = [] if self.regime.holds(self.policy) else [member]
-        return self.releases.append(self.log.drop(ready), readers, now)
+    def _drop_late(self, members: list[Member], now: int) -> list[k.Effect]:
+        """Those of them that are ready too late for their commit (quorum): their samples were freed then; they go on
+        at the open clock."""
+        effects: list[k.Effect] = []
+        for member in members:
+            if self._late(member) and self.units.ready(member):
+                unit = self.units.of(member)
+                dropped = self._dropped(unit, self.clock)
+                effects += self.releases.append(dropped, [] if self.regime.holds(self.policy) else unit, now)
+        return effects
+
+    def _late(self, member: Member) -> bool:
+        """Whether the clock it works on, or has made ready, is over."""
+        lockstep = self.policy is not None and self.policy.lockstep
+        return lockstep and member.state in (COMPUTING, READY) and member.clock < self.clock
+
+    def _dropped(self, unit: list[Member], clock: int) -> m.Commit:
+        """The entry that drops what these are ready with: they go on at `clock`, as if it had been committed, and are
+        told."""
+        dropped = readies(unit)
+        for member in unit:
+            self.dispatch.take_back(member)
+            member.ready, member.state, member.dropped = None, PARKED, True
+            member.settled, member.clock = member.clock, clock
+        self.clock = max(self.clock, clock)
+        return self.log.drop(dropped)
 
     def _decide(self, now: int) -> list[k.Effect]:
         """Commit what the policy lets, then let go on whom it lets."""
@@ -536,9 +566,12 @@ class Coordinator:
         effects: list[k.Effect] = []
         self.impatient = False
         while isinstance(verdict := self.policy.commit(self._view(now)), Go):
-            contributors = [self.membership.members[worker] for worker in verdict.workers]
-            if outdated := [member for member in contributors if self._outdated(member)]:
-                effects += [effect for member in outdated for effect in self._refuse(member, now)]
+            contributors = self.units.members_of(verdict.workers)
+            if outdated := [unit for unit in self.units.whole(contributors) if self._outdated(unit)]:
+                for unit in outdated:  # someone else does its samples
+                    dropped = self._dropped(unit, unit[0].clock + 1)
+                    readers = [] if self._spreads(self.log.updated) else self._readers()
+                    effects += self.releases.append(dropped, readers, now)
                 continue
             weights = self._weights(contributors) if self.replicas.replicated else ()
             if weights:
@@ -582,32 +615,21 @@ class Coordinator:
         """What the policy may know. Without a common clock, nobody waits for those that rest until another one takes
         over."""
         assert self.policy is not None
-        return self.membership.view(now, not self.policy.lockstep and self.regime.holds(self.policy))
+        return self.units.view(now, not self.policy.lockstep and self.regime.holds(self.policy))
 
     def _weights(self, contributors: list[Member]) -> tuple[Weighted, ...]:
         assert self.spec is not None
-        readies = [member.ready for member in contributors if member.ready is not None]
-        return weighed(readies, self.spec.reduction, factor=lambda ready: self._factor(ready) or 0.0)
+        units = [readies(unit) for unit in self.units.whole(contributors)]
+        return weighed(((unit, self._factor(unit) or 0.0) for unit in units), self.spec.reduction)
 
-    def _factor(self, ready: m.Ready) -> float | None:
+    def _factor(self, unit: list[m.Ready]) -> float | None:
         """By its age; None: it is too old."""
         assert self.policy is not None
-        return self.policy.weigh(self.log.ages.of(ready.version))
+        return self.policy.weigh(max(self.log.ages.of(ready.version) for ready in unit))
 
-    def _outdated(self, member: Member) -> bool:
+    def _outdated(self, unit: list[Member]) -> bool:
         """Whether its contribution, which is ready, is too old for the policy."""
-        return member.ready is not None and usable(member.ready) and self._factor(member.ready) is None
-
-    def _refuse(self, member: Member, now: int) -> list[k.Effect]:
-        """Too old: someone else does the samples; the worker goes on as if it had been committed, and is told."""
-        assert member.ready is not None
-        ready, member.ready, member.state, member.dropped = member.ready, None, PARKED, True
-        self.dispatch.take_back(member)
-        member.settled = member.clock
-        member.clock += 1
-        self.clock = max(self.clock, member.clock)
-        readers = [] if self._spreads(self.log.updated) else self._readers()
-        return self.releases.append(self.log.drop(ready), readers, now)
+        return usable(readies(unit)) and self._factor(readies(unit)) is None
 
     def _held(self, now: int) -> list[k.Effect]:
         """Every replica holds the proposed update: it is committed, if it is still what the policy wants."""
@@ -619,11 +641,11 @@ class Coordinator:
         if self.phase == FORMING:
             first = contributors[0] if contributors else None
             return self._seeded(first, first.ready, now, held=True) if first is not None and first.ready else []
-        view = self._view(now)
-        ready = frozenset(member.worker for member in contributors)
+        ready = tuple(sorted({member.unit for member in contributors}))
         assert self.policy is not None
-        wanted = self.policy.commit(replace(view, ready=ready))
-        same = isinstance(wanted, Go) and wanted.workers == proposal.workers == tuple(sorted(ready))
+        wanted = self.policy.commit(replace(self._view(now), ready=frozenset(ready)))
+        here = tuple(member.worker for member in contributors) == proposal.workers
+        same = here and isinstance(wanted, Go) and wanted.workers == ready
         if same and self._weights(contributors) == proposal.weights:
             return self._commit(contributors, now) + self._decide(now)
         return self._decide(now)
@@ -631,30 +653,23 @@ class Coordinator:
     def _commit(self, contributors: list[Member], now: int) -> list[k.Effect]:
         """One entry: these members' contributions, combined."""
         assert self.spec is not None and self.policy is not None
-        readies, weights = [member.ready for member in contributors if member.ready], self._weights(contributors)
+        settled, weights = readies(contributors), self._weights(contributors)
         samples: list[tuple[int, int, int]] = []
-        for member, ready in zip(contributors, readies, strict=True):
+        for member, ready in zip(contributors, settled, strict=True):
             samples += self.dispatch.settle(member, ready)
             member.samples += ready.samples
             member.ready, member.state, member.settled = None, PARKED, member.clock
             member.clock += 1
         self.clock = max(self.clock, *(member.clock for member in contributors))
-        if self.policy.lockstep:
-            for member in self.membership.members.values():
-                if member.state == COMPUTING and member.clock < self.clock:
-                    self.dispatch.take_back(member)  # too late for this commit: someone else will do them
-        entry = self.log.update(readies, weights, tuple(samples))
+        for member in self.membership.members.values():
+            if self._late(member):
+                self.dispatch.take_back(member)  # too late for this commit: someone else will do them
+        entry = self.log.update(settled, weights, tuple(samples))
         finishers = self.dispatch.finishers(self.membership.ordered())
         update = entry.seq if entry.contributors else self.log.updated
         readers = [] if self._spreads(update) else self._readers() + finishers
-        effects = self.releases.append(entry, readers, now)
-        if self.policy.lockstep:
-            for member in self.membership.ordered():
-                if member.state == READY and member.clock < self.clock:  # while the replicas came to hold the update
-                    self.dispatch.take_back(member)
-                    late, member.ready = member.ready, None
-                    effects += self._drop(member, late, now) if late is not None else []
-        return effects
+        # Who became ready while the replicas came to hold the update is too late.
+        return self.releases.append(entry, readers, now) + self._drop_late(self.membership.ordered(), now)
 
     def _spreads(self, update: int) -> bool:
         """Whether a replica may yet read what members pushed for this update where it lies: who went on now would push
@@ -666,7 +681,7 @@ class Coordinator:
         assert self.policy is not None
         if self.regime.holds(self.policy):
             return []
-        view = self.membership.view()
+        view = self.units.view()
         readers: list[Member] = []
         for member in self.membership.ordered():
             if member.state != PARKED:
@@ -681,6 +696,8 @@ class Coordinator:
     # --- samples ------------------------------------------------------------------------------
 
     def _lease_request(self, member: Member, request: m.LeaseRequest, now: int) -> list[k.Effect]:
+        if member.bereft and not self.dispatch.repeated(member, request):
+            return self._remove(member, member.bereft, now)
         opens = self.dispatch.ledger is None
         answer = self.dispatch.ask(member, request, self.membership.ordered(), self.waiting)
         done = self.dispatch.done_before() if opens else 0
@@ -692,7 +709,8 @@ class Coordinator:
         assert self.policy is not None
         effects: list[k.Effect] = []
         while answers := self.dispatch.next_answers(self.membership.ordered(), self.policy.lockstep, self.clock):
-            stale = [member for member, _ in answers if member.version < max(self.log.updated, self.regime.since)]
+            old = [member for member, _ in answers if member.version < max(self.log.updated, self.regime.since)]
+            stale = [member for member, _ in answers if any(map(member.shares, old))]  # a group has one version
             if stale:
                 effects += self.releases.append(self.log.cut(), stale, now)
             for member, lease in answers:
@@ -729,16 +747,33 @@ class Coordinator:
         return [*self.log.append(entry, now), *self.savings.begin(*facts, workers, recalled, now)]
 
     def _remove(self, member: Member, why: str, now: int, parted: bool = False) -> list[k.Effect]:
-        """The member is gone: its samples are free, its incarnation is fenced, the rest go on."""
+        """The member is gone, and its group with it: the rest go on."""
+        mates = [mate for mate in self.units.of(member) if mate is not member]
+        effects = self._expel(member, why, now, parted)
+        for mate in mates:
+            mate.bereft = _bereft(mate, why)
+            if not parted or mate.state not in (JOINED, COMPUTING):  # who neither waits nor steps may end in peace
+                effects += self._expel(mate, mate.bereft, now)
+                if parted:
+                    self.membership.buried.pop(mate.worker, None)  # it has not failed: its script may end as it likes
+        if self.phase == RUNNING:
+            effects += self.releases.append(self.log.cut(), [], now) + self._decide(now)
+        return effects
+
+    def _expel(self, member: Member, why: str, now: int, parted: bool = False) -> list[k.Effect]:
+        """Its samples are free, its incarnation is fenced."""
         self.membership.remove(member, now, parted)
+        if member.group:
+            self.membership.last_words[member.worker] = member.incarnation, why
         self.dispatch.take_back(member)
         self.log.fence(member.worker, member.incarnation)
         proposal = self.proposals.current
         if proposal is not None and member.worker in proposal.workers:
             self.proposals.drop()
         effects: list[k.Effect] = [k.Log(why), *self.savings.gone(member.worker, self.spec)]
-        if self.phase == RUNNING:
-            effects += self.releases.append(self.log.cut(), [], now) + self._decide(now)
+        if member.group and not parted:  # whoever lives should hear of it soon
+            facts = (member.worker, member.incarnation)
+            effects.append(k.Send(worker_name(member.worker), m.Fenced(*facts, self._fenced(*facts))))
         return effects
 
     # --- time ---------------------------------------------------------------------------------
@@ -779,6 +814,8 @@ class Coordinator:
                 return self._stop("")  # the last one left politely: the job is over
             return self._stop(f"job {self.job.name} had no worker for {limits.empty_ms / 1000:g} s")
         for member, reason in self.membership.dead(now):
+            if self.membership.find(member.worker, member.incarnation) is None:
+                continue  # it has gone with another of its group
             effects += self._remove(member, f"worker {member.worker} is declared dead: {reason}", now)
         if self.phase == FORMING:
             effects += self.formation.create_again(now)
@@ -832,3 +869,9 @@ class Coordinator:
         names = [worker_name(member.worker) for member in self.membership.ordered()]
         names += [server_name(index) for index in sorted(self.membership.servers)]
         return [*(k.Send(name, m.Stop(reason)) for name in names), k.Halt(reason)]
+
+
+def _bereft(member: Member, why: str) -> str:
+    """Why a rank of a group cannot go on, and what is to be done."""
+    others = ", ".join(str(worker) for worker, _ in member.group)
+    return f"it is of the group of workers {others}, all of which have to be started again: {why}"

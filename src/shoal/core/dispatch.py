@@ -84,9 +84,8 @@ class Dispatch:
     ) -> list[k.Effect] | None:
         """What a member that asks for samples is told at once; None: it is idle now, until next_answers has it."""
         name = worker_name(member.worker)
-        granted = member.granted
-        if granted is not None and (granted.epoch, granted.number) == (request.epoch, request.number):
-            return [k.Send(name, granted)]
+        if self.repeated(member, request) and member.granted is not None:
+            return [k.Send(name, member.granted)]
         if member.request is not None and request.number < member.request.number:
             return []  # repeated, and overtaken by the worker's next request
         if member.state == IDLE:
@@ -106,6 +105,11 @@ class Dispatch:
         member.state = IDLE
         return None
 
+    def repeated(self, member: Member, request: m.LeaseRequest) -> bool:
+        """Whether this request was answered before."""
+        granted = member.granted
+        return granted is not None and (granted.epoch, granted.number) == (request.epoch, request.number)
+
     def answer(self, member: Member, lease: Lease | None) -> list[k.Effect]:
         """Tell a member what it asked for: its lease, or (None) that its data epoch is over."""
         assert member.request is not None
@@ -123,7 +127,10 @@ class Dispatch:
             return None
         if member.request.epoch != self.ledger.epoch:
             return None
-        return self._grant(member, members)
+        lease = self._grant(member, members)
+        mates = [other for other in members if member.shares(other) and other is not member]
+        served = any(held.samples for mate in mates for held in mate.leases)
+        return self._nothing(member) if lease is None and served else lease
 
     def settle(self, member: Member, ready: m.Ready) -> tuple[tuple[int, int, int], ...]:
         """The samples of a contribution that is being committed."""
@@ -150,17 +157,21 @@ class Dispatch:
 
     def next_answers(self, members: Sequence[Member], lockstep: bool, clock: int) -> list[tuple[Member, Lease | None]]:
         """Requests of idle members that can be answered now, in worker order."""
-        idle = [member for member in members if member.state == IDLE]
+        # The ranks of a group are told together, once all of them ask: a step needs every one of them.
+        idle = [member for member in members if all(item.state == IDLE for item in members if member.shares(item))]
+        if owed := self._owed(members):
+            return owed
         if self.ledger is None or not idle:
             return []
         behind = [member for member in idle if _epoch(member) < self.ledger.epoch]
         if behind:
-            return [(member, self._grant(member, members, _epoch(member))) for member in behind]
+            return self._deal(behind, members)
         holders = [item for item in members if any(lease.epoch == self.ledger.epoch for lease in item.leases)]
-        if not self.ledger.free and all(member.state == IDLE for member in holders):
+        if not self.ledger.free and all(member in idle for member in holders):
             # Who holds samples still makes them ready with its next step: one at a time, while the others stay,
             # so that someone is there to take them over if that step comes to nothing.
-            ended = [member for member in holders[:1] or idle if _epoch(member) <= self.ledger.epoch]
+            first = [member for member in idle if any(member.shares(holder) for holder in holders[:1])]
+            ended = [member for member in first or idle if _epoch(member) <= self.ledger.epoch]
             if ended:
                 return [(member, None) for member in ended]
             self.ledger.advance()
@@ -170,13 +181,38 @@ class Dispatch:
         if lockstep and any(_undecided(member, clock) for member in members):
             return []
         wanting = [member for member in idle if _epoch(member) == self.ledger.epoch]
-        answers = [(member, self._grant(member, members)) for member in wanting]
-        return [(member, lease) for member, lease in answers if lease is not None]
+        return [(member, lease) for member, lease in self._deal(wanting, members) if lease is not None]
+
+    def _deal(self, asking: Sequence[Member], members: Sequence[Member]) -> list[tuple[Member, Lease | None]]:
+        """Samples of the data epoch that each asks for; a rank of a group without any goes on with those that have."""
+        dealt = [(member, self._grant(member, members, _epoch(member))) for member in asking]
+        served = [member for member, lease in dealt if lease is not None]
+        return [
+            (member, self._nothing(member) if lease is None and any(map(member.shares, served)) else lease)
+            for member, lease in dealt
+        ]
+
+    def _owed(self, members: Sequence[Member]) -> list[tuple[Member, Lease | None]]:
+        """What ranks of a group wait for whose mates have had it from a coordinator that fell."""
+        for member in members:
+            mates = [other for other in members if member.shares(other) and other.state != IDLE]
+            if self.ledger is None or member.state != IDLE or member.leases or not mates:
+                continue
+            if any(mate.ended >= _epoch(member) for mate in mates):
+                return [(member, None)]
+            if any(mate.leases for mate in mates):
+                return [(member, self._grant(member, members, _epoch(member)) or self._nothing(member))]
+        return []
+
+    def _nothing(self, member: Member) -> Lease:
+        assert self.ledger is not None
+        member.leases.append(self.ledger.nothing(member.worker, _epoch(member)))
+        return member.leases[-1]
 
     def _more(self, member: Member, members: Sequence[Member]) -> Lease | None:
         """Another lease for a member that has not finished its clock (gradient accumulation)."""
         assert self.ledger is not None
-        if _epoch(member) != self.ledger.epoch or not member.leases:
+        if _epoch(member) != self.ledger.epoch or not member.leases or member.group:
             return None
         return self._grant(member, members)
 

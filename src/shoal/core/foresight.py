@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from shoal.core import machine as k
-from shoal.core.commit_log import usable, weighed
+from shoal.core.commit_log import usable
 from shoal.core.membership import READY, Member
+from shoal.core.unit import weighed
 from shoal.vocabulary import Weighted, server_name
 from shoal.wire import messages as m
 
@@ -44,11 +45,13 @@ class Foresight:
 
 def expected(members: Sequence[Member], reduction: str) -> tuple[Weighted, ...]:
     """The first members' contributions, up to the first one that is not ready."""
-    first = [member.ready for member in takewhile(lambda member: member.state == READY, members) if member.ready]
-    others = [member.ready for member in members if member.ready is not None and member.ready not in first]
+    alone = takewhile(lambda member: member.state == READY and not member.group, members)  # all of a group come at once
+    first = [([member.ready], 1.0) for member in alone if member.ready]
+    counted = {unit[0].contributor for unit, _ in first}
+    others = [member.ready for member in members if member.ready and member.ready.contributor not in counted]
     awaited = sum(
         sum(lease.samples for lease in member.leases) or member.contributed
         for member in members
         if member.state != READY
     )
-    return weighed(first, reduction, awaited + sum(ready.samples for ready in others if usable(ready)))
+    return weighed(first, reduction, awaited + sum(ready.samples for ready in others if usable([ready])))

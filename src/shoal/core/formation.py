@@ -9,6 +9,7 @@ from shoal.config import Job, Limits
 from shoal.core import machine as k
 from shoal.core.membership import DECLARED, JOINED, Member, Membership, Server
 from shoal.core.replicas import Replicas
+from shoal.core.unit import Units
 from shoal.errors import ConfigurationError, ShoalError
 from shoal.optim.registry import rule_for
 from shoal.policy import Policy, from_spec
@@ -81,8 +82,9 @@ class Formation:
             server.created = self.replicas.shard(index) >= 0
 
     def declared(self) -> list[Member]:
-        """Members that have declared the table and have no parameters yet."""
-        return [member for member in self.membership.ordered() if member.state == DECLARED]
+        """Members that have declared the table, with all of their group, and have no parameters yet."""
+        units = Units(self.membership.members)
+        return [member for member in self.membership.ordered() if units.gathered(member)]
 
     def appoint(self) -> list[k.Effect]:
         """Have one worker push the initial parameters, unless one does so already."""

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from shoal.config import Limits
-from shoal.policy import View
 from shoal.vocabulary import Lease, node_number
 from shoal.wire import messages as m
 
@@ -40,6 +39,8 @@ class Member:
     broken_at: int | None = None  # when its connection was lost
     seeder: bool = False
     ready: m.Ready | None = None
+    group: tuple[tuple[int, int], ...] = ()  # (worker, incarnation) of all its ranks, by part; (): it is alone
+    bereft: str = ""  # which rank of its group has left, and what follows
     offer: m.Offer | None = None  # will be ready once the shards say that all of it is staged
     unstaged: set[int] = field(default_factory=set)  # shards that have not said so
     dropped: bool = False  # what it made ready is not used: its samples were taken back before
@@ -63,6 +64,21 @@ class Member:
     def busy(self) -> bool:
         """Whether policies count this worker."""
         return self.state in (COMPUTING, READY, PARKED)
+
+    @property
+    def unit(self) -> int:
+        """The number of its unit (core/unit.py): the lowest of its workers'."""
+        return min((worker for worker, _ in self.group), default=self.worker)
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """Which part of every gradient, and of the parameters, is its own, of how many."""
+        me = (self.worker, self.incarnation)
+        return (self.group.index(me), len(self.group)) if self.group else (0, 1)
+
+    def shares(self, other: Member) -> bool:
+        """Whether they are of one unit."""
+        return self is other or (bool(self.group) and self.group == other.group)
 
     def pace(self, members: Iterable[Member]) -> float:
         """Its speed by that of the fastest of these: in (0, 1]; 1 while it is not known."""
@@ -112,6 +128,7 @@ class Membership:
     joined_ever: int = 0
     empty_at: int | None = None  # when the last member went
     parted: bool = False  # it left politely
+    last_words: dict[int, tuple[int, str]] = field(default_factory=dict)  # by worker: an incarnation, why it is over
     buried: dict[int, int] = field(default_factory=dict)  # by worker: process of its last life that was declared dead
 
     def holder(self, join: m.Join) -> Member | None:
@@ -150,14 +167,6 @@ class Membership:
 
     def ordered(self) -> list[Member]:
         return [self.members[worker] for worker in sorted(self.members)]
-
-    def view(self, now: int = 0, resting: bool = False) -> View:
-        """What policies may know. now: where it counts how long somebody has been ready. resting: who is parked stays
-        so, and brings nothing more."""
-        busy = [member for member in self.members.values() if member.busy and not (resting and member.state == PARKED)]
-        clocks = {member.worker: member.clock for member in busy}
-        waited_ms = {member.worker: now - member.ready_at for member in self.members.values() if member.state == READY}
-        return View(clocks, frozenset(waited_ms), waited_ms)
 
     def connection(self, peer: str, broken_at: int | None) -> None:
         """Note when the connection to a member or server broke; None: it is back."""

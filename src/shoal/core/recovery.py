@@ -175,6 +175,7 @@ class Recovery:
         samples."""
         assert self.accounts is not None
         member = Member(resume.worker, resume.incarnation, resume.nonce, resume.pid, now, version=resume.version)
+        member.group = resume.group
         if not resume.version:
             if self.accounts.released.get(resume.worker) == resume.incarnation:
                 member.state = DECLARED  # it counts already: its first parameters are on their way
@@ -191,7 +192,8 @@ class Recovery:
             member.clock = max(member.clock, clock)
         # Its clock was settled without it, and its samples were taken back.
         late = member.dropped or (lockstep and member.state == COMPUTING and member.clock < clock)
-        member.leases = [] if late else [lease for lease in resume.leases if self._keeps(resume, lease)]
+        kept = [lease for lease in resume.leases if self._keeps(resume, lease)]
+        member.leases = [] if late else [lease for lease in kept if lease.spans or not settled]
         if resume.dataset is not None:
             member.leasing = True
             member.request = m.LeaseRequest(

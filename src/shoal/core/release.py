@@ -30,7 +30,7 @@ class Releases:
         """Append an entry that pushes its version to `readers`, and tell them to go on."""
         readers = sorted(readers, key=lambda member: member.worker)
         release = tuple((member.worker, member.incarnation) for member in readers)
-        effects = self.log.append(msgspec.structs.replace(entry, release=release), now)
+        effects = self.log.append(msgspec.structs.replace(entry, release=release, parts=_parts(readers)), now)
         for member in readers:
             member.version = entry.seq
             if member.state == IDLE:
@@ -62,7 +62,8 @@ class Releases:
     def refresh(self, member: Member, refresh: m.Refresh, now: int) -> list[k.Effect]:
         """The version this member was to get is gone on some shard: cut a new one for it."""
         if refresh.version >= member.version:
-            entry = msgspec.structs.replace(self.log.cut(), release=((member.worker, member.incarnation),))
+            release = ((member.worker, member.incarnation),)
+            entry = msgspec.structs.replace(self.log.cut(), release=release, parts=_parts([member]))
             member.version = entry.seq
             if member.released is not None:
                 member.released = msgspec.structs.replace(member.released, version=entry.seq)
@@ -73,3 +74,8 @@ class Releases:
             effects = []  # it was cut already, and the word of it was lost
         answers = [answer for answer in (member.released, member.granted) if answer is not None]
         return effects + [k.Send(worker_name(member.worker), answer) for answer in answers]
+
+
+def _parts(readers: list[Member]) -> tuple[tuple[int, int, int], ...]:
+    """Who needs only its part: a rank of a group, for the others have the rest."""
+    return tuple((member.worker, *member.part) for member in readers if member.group)

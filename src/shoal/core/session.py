@@ -51,6 +51,8 @@ class Session:
     version: int = 0
     attempt: int = 0
     spec: TableSpec | None = None
+    group: tuple[tuple[int, int], ...] = ()  # (worker, incarnation) of all its ranks, by part; (): this worker is alone
+    part: frozenset[int] = frozenset()  # blocks of which it pushes gradients and is given parameters: alone, all
     placed: m.Placed | None = None  # which servers hold which shard
     moving: set[int] = field(default_factory=set)  # shards that another server leads now, until it is reached
     parked: str = ""  # a key of WAITS_FOR, or "" while the training thread computes
@@ -126,7 +128,8 @@ class Session:
                 return self._recall()
             case Push(blocks):
                 who = self._identity()
-                return [effect for block in blocks for effect in self.courier_of[block].push(block, who, now)]
+                mine = [block for block in blocks if block in self.part or who.seeds]
+                return [effect for block in mine for effect in self.courier_of[block].push(block, who, now)]
             case Restart():
                 self.attempt += 1
                 for courier in self.couriers:
@@ -141,13 +144,13 @@ class Session:
             case Begin(rank, nonce, pid, coordinator):
                 self.coordinator, self.nonce, self.pid = coordinator, nonce, pid
                 return self._ask("join", m.Join(rank, nonce, pid), now)
-            case Declare(spec, near):
+            case Declare(spec, near, group):
                 self.spec, self.near, self.still = spec, set(near), from_spec(spec.policy).still
-                return self._ask("declare", m.Declare(self.worker, self.incarnation, spec), now)
+                self.group = group
+                return self._ask("declare", self._declaration(), now)
             case Await():
                 # What was released before the thread waited was passed over: ask for it again at once.
-                assert self.spec is not None
-                return self._ask("start", m.Declare(self.worker, self.incarnation, self.spec), now)
+                return self._ask("start", self._declaration(), now)
             case Snapshot(path, keep):
                 assert self.saving is None, "one snapshot at a time"
                 self.snapshots += 1
@@ -194,6 +197,10 @@ class Session:
         self.request = self.asked = request
         self.asking.start(now)
         return [k.Send(COORDINATOR, request)]
+
+    def _declaration(self) -> m.Declare:
+        assert self.spec is not None
+        return m.Declare(self.worker, self.incarnation, self.spec, self.group)
 
     def _identity(self) -> Contributor:
         return Contributor(self.worker, self.incarnation, self.clock, self.attempt)
@@ -327,6 +334,7 @@ class Session:
             self.ended,
             self.finishing is not None and (self.finishing.void or not self.finishing.samples),
             self.parked == "lease",
+            self.group,
         )
         return [k.Send(COORDINATOR, resume)]
 
@@ -346,7 +354,7 @@ class Session:
         if self.parked and self.asked is not None:
             if self.version == 0 and self.spec is not None and self.parked != "leave":
                 # Its seed may be in the log or not: either way it joins as if it came late.
-                self.asked = m.Declare(self.worker, self.incarnation, self.spec)
+                self.asked = self._declaration()
             self.request = self.asked
             self.asking.start(now)
 
@@ -452,7 +460,8 @@ class Session:
             Courier(self.servers[shard], block_bytes, self.limits, held[shard], shard in self.near) for shard in shards
         ]
         self.courier_of = {block: self.couriers[shard] for shard in shards for block in held[shard]}
-        self.arrival.blocks = len(blocks)
+        part = self.group.index((self.worker, self.incarnation)) if self.group else 0
+        self.part = self.arrival.blocks = frozenset(owned(spec, part, max(1, len(self.group))))
 
     def _released(self, released: m.Released, now: int) -> list[k.Effect]:
         if released.clock != self.clock or self.parked not in ("start", "step"):

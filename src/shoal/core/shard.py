@@ -291,10 +291,10 @@ class Shard:
     def _compensation(self, contributors: tuple[Weighted, ...]) -> k.Compensation | None:
         """What is to be made up for in the next update. The server that leads does it for its replicas."""
         wanted = self.policy.compensation
-        if wanted is None or not self.replica.leads or len(contributors) != 1:  # such a policy commits one by one
+        if wanted is None or not self.replica.leads or any(item.contributor.seeds for item in contributors):
             return None
-        (item,) = contributors
-        return None if item.contributor.seeds else self.bases.compensation(wanted, item, self.accounts.updated)
+        # Such a policy commits one by one: these are of one worker, or of one group.
+        return self.bases.compensation(wanted, contributors, self.accounts.updated) if contributors else None
 
     def _complete(self, item: Weighted, count: int) -> bool:
         """Whether all that this contributor has for the shard, so many blocks, is here."""
@@ -420,14 +420,22 @@ class Shard:
             return []
         progress.published.update(updated.blocks)
         return [
-            k.Publish(worker, incarnation, updated.seq, updated.blocks, base, self.policy.still)
+            k.Publish(worker, incarnation, updated.seq, blocks, base, self.policy.still)
             for worker, incarnation, base in self._released(progress.commit)
-            if self.near.get(worker) != incarnation
+            if self.near.get(worker) != incarnation and (blocks := self._part(progress.commit, worker, updated.blocks))
         ]
 
     def _released(self, commit: m.Commit) -> list[tuple[int, int, int]]:
         """Who is to have the version of this commit (worker, incarnation), and the one they were given before."""
         return [(worker, incarnation, self._base(worker, incarnation)) for worker, incarnation in commit.release]
+
+    def _part(self, commit: m.Commit, worker: int, blocks: tuple[int, ...]) -> tuple[int, ...]:
+        """Those of the blocks that a worker is given with this commit."""
+        assert self.spec is not None
+        for other, part, parts in commit.parts:
+            if other == worker:
+                return tuple(sorted(set(blocks).intersection(owned(self.spec, part, parts))))
+        return blocks
 
     def _base(self, worker: int, incarnation: int) -> int:
         """The version that this worker was given last, by whichever server led then; 0: none. Whether it has all of
@@ -527,7 +535,7 @@ class Shard:
         rest = tuple(block for block in self.blocks if block not in published)
         effects: list[k.Effect] = []
         for worker, incarnation, base in self._released(commit) if self.replica.leads else ():
-            blocks = self.blocks if self.near.get(worker) == incarnation else rest
+            blocks = self._part(commit, worker, self.blocks if self.near.get(worker) == incarnation else rest)
             effects += [self._publish(worker, incarnation, blocks, base)] if blocks else []
         self.given.update({worker: (incarnation, self.version) for worker, incarnation in commit.release})
         if commit.contributors:

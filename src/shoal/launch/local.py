@@ -9,7 +9,7 @@ script's own.
     a worker exits with 0          the job ends well once all of them have; StartupError if the others
                                    wait for it to begin
     a worker exits with 1..255     the script's own verdict: the job ends with that status
-    a worker is killed by signal   it is started again, max_restarts times in the whole job
+    a worker is killed by signal   it is started again, with all of its group, max_restarts times in the whole job
     the coordinator is killed,     the same, once the job runs: another one takes over where it was
     or answers nothing for half   with a registry one that stands by takes over, and another one is started to stand by
     of lease_ms                   in its place; so does a coordinator that ends because the registry let another lead
@@ -20,9 +20,10 @@ script's own.
     Ctrl-C, SIGTERM, SIGHUP        the job ends with 128 + the signal's number (130 for Ctrl-C)
 
 How a node is told what it is: SHOAL_JOB, SHOAL_TOKEN (a fresh secret), SHOAL_COORDINATOR (an address),
-SHOAL_WORKERS, SHOAL_SERVERS, SHOAL_REPLICAS, SHOAL_RANK and SHOAL_ESTATE (workers; a descriptor of what an earlier life
-left, see estate.py), SHOAL_SERVER_INDEX (servers), SHOAL_EPOCH (a coordinator that takes over), SHOAL_REGISTRY (its
-URL, if any), SHOAL_RESUME (a snapshot, if any), and the limits as SHOAL_<LIMIT>.
+SHOAL_WORKERS, SHOAL_SERVERS, SHOAL_REPLICAS, SHOAL_RANK and SHOAL_ESTATE (workers; a descriptor of what an earlier
+life left, see estate.py), SHOAL_GROUP and what torch.distributed reads (workers in groups, see groups.py),
+SHOAL_SERVER_INDEX (servers), SHOAL_EPOCH (a coordinator that takes over), SHOAL_REGISTRY (its URL, if any),
+SHOAL_RESUME (a snapshot, if any), and the limits as SHOAL_<LIMIT>.
 Coordinator and servers print one line "SHOAL READY <address>" when they are, the coordinator "SHOAL
 BEGUN" when the job runs; what makes them give up, they print as "shoal: error: ...".
 """
@@ -47,6 +48,7 @@ from shoal.errors import JobError, ShoalError, StartupError
 from shoal.launch.borrowed import Fleet, borrowing
 from shoal.launch.child import Child, ChildProcess, Exited, Line
 from shoal.launch.estate import Estates
+from shoal.launch.groups import Groups
 from shoal.launch.jobs import JobRecord, published
 from shoal.launch.plan import Plan, prepared
 from shoal.launch.printer import Printer
@@ -64,6 +66,7 @@ BEGUN = "SHOAL BEGUN"
 ERROR = "shoal: error: "
 
 GRACE_SECONDS = 5.0  # between asking a process to end and killing it
+GROUP_SETTLE_SECONDS = 2.0  # the same for a rank of a group, whose failure may follow from another's
 SETTLE_SECONDS = 0.5  # after a failure: what else fails shows which failure came first
 
 OnLine = Callable[[str, str], None]  # (source, text); source is "worker 0", "server 1", "coordinator" or "shoal"
@@ -82,6 +85,7 @@ def launch(
     replicas: int = 1,
     registry: str = "",
     standbys: int = 1,
+    group: int = 1,
     resume: Path | str | None = None,
     on_line: OnLine | None = None,
     on_status: OnStatus | None = None,
@@ -94,6 +98,8 @@ def launch(
     replicas: server processes that hold each part of the parameters; with 2 or more the death of one ends nothing.
     registry: the URL of one that says which coordinator leads (docs/registry.md), and standbys: how many more of them
     there are to be, only with a registry.
+    group: so many workers in a row find each other by torch.distributed.init_process_group(), to train as one
+    (docs/groups.md).
 
     command: ("script.py", arguments...) or ("-m", "module", arguments...). env: the workers' and nodes'
     environment in place of this process's. port 0: any free one. resume: a snapshot to begin from.
@@ -118,6 +124,7 @@ def launch(
         replicas=replicas,
         registry=registry,
         standbys=standbys if registry else 0,
+        group=group,
         resume=resume,
         environment=environment,
         limits=limits,
@@ -178,6 +185,8 @@ class _Launch:
         self._fleet: Fleet | None = None  # lends places for servers
         self._estates = Estates()  # what killed workers leave to those that are started in their place
         self._verdict: _Verdict | None = None
+        self._groups = Groups(plan.group)
+        self._doubtful: int | None = None  # the group that the verdict comes from: it may follow from a rank's death
 
     def run(self) -> int:
         with self._stack as stack:
@@ -242,7 +251,8 @@ class _Launch:
         left = self._estates.of(rank)
         if left is not None:
             facts[process.ESTATE] = left
-        self._workers[self._start(f"worker {rank}", ("-u", *self._plan.command), **facts)] = rank
+        child = self._start(f"worker {rank}", ("-u", *self._plan.command), **facts, **self._groups.facts(rank))
+        self._workers[child], self._groups.children[rank] = rank, child
 
     def _start(self, name: str, arguments: Sequence[str], **facts: object) -> Child:
         if self._coordinator:
@@ -291,6 +301,7 @@ class _Launch:
                 self._check_forming(job_status)
                 self._check_servers(job_status)
                 self._check_workers(job_status)
+                self._check_groups(job_status)
                 if self._on_status is not None:
                     self._on_status(job_status)
             case Silent(milliseconds):
@@ -320,6 +331,13 @@ class _Launch:
             former.signal(signal.SIGKILL)  # it hangs, or is about to end: another one is to stand by in its place
 
     def _worker_ended(self, child: Child, rank: int, status: int) -> None:
+        group = self._groups.of(rank)
+        if group in self._groups.ending:
+            self._groups.ending[group].discard(child)
+            self._start_ended_group(group)
+            return
+        if status < 0 and group == self._doubtful:
+            self._verdict = self._doubtful = None  # the other rank failed because this one was killed
         if self._verdict is not None:
             return
         who = f"{child.name} (pid {child.pid}) {_ending(status)}"
@@ -327,13 +345,44 @@ class _Launch:
             self._ended_well.append(who)
             return
         if any(map(_coordinates, self._nodes)) and self._may_start_again(who, status):
-            self._start_worker(rank)
+            self._start_again(group)
             return
         allowed = self._plan.max_restarts
         spent = status < 0 and self._restarts >= allowed
         hint = f" and no restart is left of {allowed} (--max-restarts)" if spent else ""
         self._say(f"{who}{hint}; the job ends with it")
-        self._decide(status if status > 0 else 128 - status, settle=SETTLE_SECONDS)
+        self._doubtful = group if status > 0 and self._plan.group > 1 else None
+        settle = SETTLE_SECONDS if self._doubtful is None else GROUP_SETTLE_SECONDS
+        self._decide(status if status > 0 else 128 - status, settle=settle)
+
+    def _start_again(self, group: int) -> None:
+        """Start all of a group, once those of it that run have ended."""
+        if self._plan.group > 1:
+            self._say(f"workers {', '.join(map(str, self._groups.ranks(group)))} are one group: all of it starts again")
+        running = {child for child, rank in self._workers.items() if self._groups.of(rank) == group}
+        for child in running:
+            child.signal(signal.SIGKILL)
+        self._groups.ending[group] = running
+        self._start_ended_group(group)
+
+    def _start_ended_group(self, group: int) -> None:
+        if not self._groups.ending[group] and self._verdict is None:
+            del self._groups.ending[group]
+            for rank in self._groups.ranks(group):
+                self._start_worker(rank)
+
+    def _check_groups(self, status: Status) -> None:
+        """A rank that ended by itself because the coordinator had declared another one dead is no verdict."""
+        group = self._doubtful
+        if group is not None and self._groups.buried(group, dict(status.buried)):
+            self._verdict = self._doubtful = None
+            if self._restarts < self._plan.max_restarts:
+                self._restarts += 1
+                restart = f"restart {self._restarts} of {self._plan.max_restarts}"
+                self._say(f"group {group} was declared dead; all of it is started again ({restart})")
+                self._start_again(group)
+            else:
+                self._decide(1)
 
     def _may_start_again(self, who: str, status: int) -> bool:
         """Whether a process that ended so is started again; what ends by itself is not."""

@@ -20,7 +20,7 @@ from shoal.transport.tcp import host_and_port
 # What tells one process of a job from another; a job inside a job inherits none of it.
 _IDENTITY = (
     "SHOAL_COORDINATOR", "SHOAL_RANK", "SHOAL_SERVER_INDEX", "SHOAL_EPOCH", "SHOAL_RESUME", MEMBERS_VARIABLE,
-    TOKEN_VARIABLE, "SHOAL_REGISTRY", process.ESTATE,
+    TOKEN_VARIABLE, "SHOAL_REGISTRY", "SHOAL_GROUP", process.ESTATE,
 )  # fmt: skip
 
 
@@ -42,6 +42,7 @@ class Plan:
     replicas: int = 1  # of each server's part: so many processes hold it
     registry: str = ""  # its URL, if one is to say which coordinator leads
     standbys: int = 0  # coordinators beside the first
+    group: int = 1  # so many workers in a row train as one, as a torch process group
     fleet: tuple[str, ...] = ()  # addresses of the members that lend places for servers; none: servers run here
 
     def check(self) -> None:
@@ -49,6 +50,11 @@ class Plan:
         for name, value in (("workers", self.workers), ("servers", self.servers), ("replicas", self.replicas)):
             if value < 1:
                 raise ConfigurationError(f"a job needs at least 1 of its {name}, not {value}")
+        if self.group < 1 or self.workers % self.group:
+            raise ConfigurationError(
+                f"--group {self.group} of {self.workers} workers: groups are of equal size, so let --workers be a "
+                f"multiple of it, as in --workers {2 * max(1, self.group)} --group {max(1, self.group)}"
+            )
         if not 0 <= self.port < 1 << 16:
             raise ConfigurationError(f"port {self.port} must lie in 0..65535; 0 takes any free one")
         if self.max_restarts < 0:
@@ -120,6 +126,7 @@ def prepared(
     replicas: int = 1,
     registry: str = "",
     standbys: int = 0,
+    group: int = 1,
     resume: Path | str | None = None,
     environment: Mapping[str, str] = os.environ,
     limits: Limits | None = None,
@@ -135,6 +142,7 @@ def prepared(
         replicas=replicas,
         registry=registry,
         standbys=standbys,
+        group=group,
         resume=resume,
         job=environment.get("SHOAL_JOB") or f"{title(command)}-{os.getpid()}",
         token=secrets.token_urlsafe(),

@@ -28,11 +28,19 @@ class Encoder:
     """The encoded gradients of one worker, of a table that packs some (codec.packs).
 
     memory: (bytes,) where servers on this host read them; None: memory of its own. descriptor: of memory in which
-    residuals outlive this process (see residuals.py). One thread a tensor, and the ends of steps on any.
+    residuals outlive this process (see residuals.py). mine: the blocks that are encoded, all unless given. One thread
+    a tensor, and the ends of steps on any.
     """
 
-    def __init__(self, spec: TableSpec, memory: memoryview | None, descriptor: int | None = None) -> None:
+    def __init__(
+        self,
+        spec: TableSpec,
+        memory: memoryview | None,
+        descriptor: int | None = None,
+        mine: frozenset[int] | None = None,
+    ) -> None:
         self._spec = spec
+        self._mine = frozenset(range(len(cut(spec)))) if mine is None else mine
         self._slices, size_bytes = lay_out_packed(spec)
         self._memory = memoryview(bytearray(size_bytes)) if memory is None else memory
         self._names = [_kept_of(spec, tensor) for tensor in range(len(spec.tensors))]
@@ -70,7 +78,7 @@ class Encoder:
             self._residuals.begin()
             self._pending.add(tensor)
         scratch = np.empty(min(PIECE_ELEMENTS, values.size), np.float32)
-        for index in blocks_of_tensor(self._spec)[tensor]:
+        for index in self._blocks(tensor):
             block, encoded = cut(self._spec)[index], np.frombuffer(self.block(index), codec.item)
             chance = chance_of(worker, clock, index)
             if isinstance(codec, LowRank):
@@ -210,9 +218,12 @@ class Encoder:
         self._residuals.next(name)[:] = codec.encode_from(encoded, meant, column, start, block.index)
         codec.add(meant, read_only(encoded), np.float32(-1))
 
+    def _blocks(self, tensor: int) -> list[int]:
+        return [index for index in blocks_of_tensor(self._spec)[tensor] if index in self._mine]
+
     def _add_back(self, tensor: int, residual: Floats) -> None:
         codec = push_codec(self._spec.tensors[tensor])
-        for index in blocks_of_tensor(self._spec)[tensor]:
+        for index in self._blocks(tensor):
             block = cut(self._spec)[index]
             encoded = read_only(np.frombuffer(self.block(index), codec.item))
             codec.add(residual[block.start : block.stop], encoded, np.float32(1))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -23,7 +24,7 @@ from shoal.core import machine as k
 from shoal.core import session as s
 from shoal.core.shared import lay_out_shared
 from shoal.errors import ShoalError
-from shoal.placement import blocks_of_tensor
+from shoal.placement import blocks_of_tensor, owned
 from shoal.runtime.decoder import Decoder
 from shoal.runtime.encoder import Encoder
 from shoal.runtime.loop_thread import LoopThread
@@ -34,6 +35,7 @@ from shoal.transport import Wrap, unwrapped
 from shoal.vocabulary import ITEM_BYTES, Dataset, Lease, TableSpec
 
 LEAVE_SECONDS = 5.0
+FAILURE_POLL_SECONDS = 0.02
 SHOWN_MAX = 60  # characters of a value in an error
 AUDITED_PAGES_MIN = 256  # of the parameters' memory, looked at in each step
 AUDITED_SHARE = 1 / 64
@@ -126,8 +128,34 @@ class Worker:
         """Samples leased since the last step."""
         return sum(lease.samples for lease in self._leases)
 
-    def declare(self, spec: TableSpec) -> bool:
-        """Wait until the table exists on every server; True: this worker must seed it."""
+    @property
+    def incarnation(self) -> int:
+        """Tells this life of the worker from others; it grows over the whole job."""
+        return self._node.session.incarnation
+
+    def failure_within(self, seconds: float) -> ShoalError | None:
+        """What ended this worker's part in the job, if it has ended by then."""
+        until = time.monotonic() + seconds
+        while self._node.failure is None and time.monotonic() < until:
+            time.sleep(FAILURE_POLL_SECONDS)
+        return self._node.failure
+
+    @property
+    def takes_leases(self) -> bool:
+        """Whether any samples were leased since the last step, or the lease was one without samples (in a group)."""
+        return bool(self._leases)
+
+    @property
+    def count(self) -> int:
+        """Samples that the contribution under way is over, unless step() is told: those leased; 1 without leases."""
+        return self.leased if self.takes_leases else 1
+
+    def declare(self, spec: TableSpec, group: tuple[tuple[int, int], ...] = ()) -> bool:
+        """Wait until the table exists on every server; True: this worker must seed it.
+
+        group: (worker, incarnation) of all the ranks that train with this one as one worker, by part. This one then
+        pushes and is given its part only (placement.owned), and shares no memory with servers: they would show it all.
+        """
         if self._spec is not None:
             raise errors.ConfigurationError(
                 f"worker {self.rank} has declared its table already: a job has one optimizer; give it all "
@@ -136,17 +164,19 @@ class Worker:
         self._spec = spec
         near = self._node.near()
         shards = len(self._node.session.servers)
-        layout = lay_out_shared(spec, shards) if near else None
+        layout = lay_out_shared(spec, shards) if near and not group else None
         if layout is not None:
             self._node.shared = SharedMemory(layout)
             self._all_near = len(near) == shards
         if packs(spec):
             memory = None if self._node.shared is None else self._node.shared.arena.memory
-            encoder = self._node.encoder = Encoder(spec, memory, self._estate)
+            part = group.index((self.rank, self.incarnation)) if group else 0
+            mine = owned(spec, part, max(1, len(group)))
+            encoder = self._node.encoder = Encoder(spec, memory, self._estate, frozenset(mine))
             self._node.session.keeps = encoder.keeps
         if pulls(spec):
             self._node.decoder = Decoder(spec)
-        answer = self._ask(s.Declare(spec, near if layout is not None else ()))
+        answer = self._ask(s.Declare(spec, near if layout is not None else (), group))
         assert isinstance(answer, k.Seeding)
         return answer.seed
 
@@ -267,11 +297,11 @@ class Worker:
         self, rates: Sequence[float], multiplier: float, void: bool, samples: int | None, steps: int = 1
     ) -> None:
         self.finish_step()
-        count = samples if samples is not None else self.leased or 1
+        count = samples if samples is not None else self.count
         leases = tuple(lease.identity for lease in self._leases)
         self._leases = []
         if self._node.encoder is not None:
-            if void or not count:
+            if void or not (count or self._node.session.group):
                 self._node.encoder.restart()  # nobody will use it
             else:
                 self._node.encoder.seal(self._node.session.incarnation, self.clock)

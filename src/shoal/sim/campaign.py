@@ -17,7 +17,7 @@ from shoal.wire import messages as m
 
 FIGURES = (
     "events", "commits", "crashes", "frozen", "fenced", "lost", "duplicated", "ghosts", "forged", "breaks", "falls",
-    "losses", "drains", "changes", "outages", "oustings", "deposed", "silent", "stopped",
+    "losses", "drains", "changes", "outages", "oustings", "torn", "deposed", "silent", "stopped",
 )  # fmt: skip
 
 
@@ -70,6 +70,7 @@ def _figures(worlds: list[World]) -> Counter[str]:
             changes=figures.changes,
             outages=figures.outages,
             oustings=figures.oustings,
+            torn=figures.torn,
             deposed=figures.deposed,
             silent=figures.silent,
             stopped=figures.stopped,

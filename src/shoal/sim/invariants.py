@@ -87,6 +87,21 @@ def same_entry(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
+def whole_groups(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """A commit settles all ranks of a group at one clock, or none, and combines all or none."""
+    match fact:
+        case t.Said(message=m.Commit(seq=seq) as commit) if seq == len(trace.log) + 1 and commit.kind != "seed":
+            combined = {(item.contributor.worker, item.contributor.incarnation) for item in commit.contributors}
+            closed = {(worker, incarnation): clock for worker, incarnation, clock in commit.closes}
+            for who in closed:
+                unit = trace.unit(*who)
+                if len({closed.get(mate) for mate in unit}) > 1:
+                    return f"commit {seq} settles {commit.closes}, not all of the group {unit} alike"
+                if combined.intersection(unit) and not combined.issuperset(unit):
+                    return f"commit {seq} combines {sorted(combined.intersection(unit))} of the group {unit}"
+    return None
+
+
 # --- Exactly once: a contribution is in at most one commit ----------------------------------------
 
 
@@ -106,7 +121,12 @@ def acknowledged_kept(trace: t.Trace, fact: t.Fact) -> Complaint:
     match fact:
         case t.Saw(finished=Contributor() as who, committed=True, version=version):
             ready = trace.ready.get(who)
-            if ready is None or ready.void or (ready.samples == 0 and who.clock > 0):
+            unit = trace.unit_ready(who)
+            if (
+                ready is None
+                or any(mate.void for mate in unit)
+                or (sum(mate.samples for mate in unit) == 0 < who.clock)
+            ):
                 return None  # settled without a gradient
             seq = trace.committed.get(who)
             if seq is None or seq > version:
@@ -175,10 +195,12 @@ def published_cut(trace: t.Trace, fact: t.Fact) -> Complaint:
 def seen_cut(trace: t.Trace, fact: t.Fact) -> Complaint:
     """A worker computes on parameters of one version, complete."""
     match fact:
-        case t.Saw(worker=worker, incarnation=incarnation, version=version, states=states, in_place=in_place):
+        case t.Saw(
+            worker=worker, incarnation=incarnation, version=version, states=states, in_place=in_place, part=part
+        ):
             if in_place and incarnation <= trace.fenced.get(worker, -1):
                 return None  # it is no member any more, though it was stopped and cannot know: nothing waits for it
-            if len(states) < len(trace.states[0]):
+            if states.keys() != part:
                 return f"worker {worker} goes on without having received all blocks"
             return _differing(trace, version, states, f"worker {worker}, told that it has version {version},")
     return None
@@ -324,6 +346,7 @@ INVARIANTS: tuple[tuple[str, Invariant, tuple[type[object], ...]], ...] = (
     ("Memory", freed_late_enough, (t.Performed,)),
     ("Memory", all_freed, (t.Ended,)),
     ("Atomic", one_log, (t.Said,)),
+    ("Atomic", whole_groups, (t.Said,)),
     ("Atomic", same_entry, (t.Performed,)),
     ("Atomic", whole_contributions, (t.Performed,)),
     ("Replicated", held_everywhere, (t.Entered,)),

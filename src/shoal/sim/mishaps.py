@@ -70,9 +70,9 @@ class Mishaps:
             for peer in self._peers():
                 self._world.after(NOTICE_MS, partial(self._world.notice, peer, k.Lost(life.name)))
         needed = not self._world.lives and not self._world.starting or not self._world.trace.log
-        if crash.restart_after_ms is not None or needed:
+        if crash.restart_after_ms is not None or needed or life.habits.group:
             wait = crash.restart_after_ms or 30
-            self._world.relaunch(crash.rank, (wait, wait))
+            self._world.relaunch(life, (wait, wait))
 
     def _lose(self, loss: Loss) -> None:
         """SIGKILL of a server whose shard others have, too."""

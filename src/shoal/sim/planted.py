@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from shoal.core.coordinator import Coordinator
 from shoal.core.session import Session
 from shoal.sim import planted_coordinators as coordinators
+from shoal.sim import planted_groups as groups
 from shoal.sim import planted_regimes as regimes
 from shoal.sim import planted_registries as registries
 from shoal.sim import planted_replicas as replicas
@@ -87,6 +88,7 @@ PLANTS = (
     ),
     Plant("who waits for samples gets nothing new", "Still", regimes.with_regime(regimes.LeavesOutTheIdle), seed=748),
     Plant("a shard does not hear of another policy", "Still", Machines(shard=regimes.KeepsThePolicy), seed=57),
+    Plant("half a group is committed", "Atomic", Machines(coordinator=groups.CommitsHalfAGroup)),
     Plant("the quorum is counted wrong", "Quorum", Machines(coordinator=coordinators.SmallQuorum), seed=3),
     Plant(
         "a repeated Ready is committed again", "Exactly once", Machines(coordinator=coordinators.CommitsTwice), seed=3

@@ -26,9 +26,9 @@ class LooseBound(Coordinator):
 class TakesTooOld(Coordinator):
     """Commits contributions one update older than the bound."""
 
-    def _factor(self, ready: m.Ready) -> float | None:
-        age = self.log.ages.of(ready.version)
-        return super()._factor(ready) or (self.policy.weigh(age - 1) if self.policy and age else None)
+    def _factor(self, unit: list[m.Ready]) -> float | None:
+        age = max(self.log.ages.of(ready.version) for ready in unit)
+        return super()._factor(unit) or (self.policy.weigh(age - 1) if self.policy and age else None)
 
 
 class DropsQuietly(Coordinator):

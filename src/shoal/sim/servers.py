@@ -267,9 +267,10 @@ class Servers:
                 contributors = found
         staged: Mapping[Contributor, Mapping[int, t.Tag]] = server.store.tags(contributors)
         if isinstance(task, k.Measure | k.Combine | k.Apply) and task.compensation is not None:
-            (item,), given = task.contributors, server.store.given(task.compensation)
+            given = server.store.given(task.compensation)
             alone = self.world.scenario.job.replicas == 1
-            self.world.note(t.MadeUp(server.index, item.contributor, task.compensation.base, given, alone))
+            for item in task.contributors:
+                self.world.note(t.MadeUp(server.index, item.contributor, task.compensation.base, given, alone))
         result = server.store.perform(task)
         if isinstance(task, k.Seed | k.Measure | k.Apply):
             states = dict(server.store.states)

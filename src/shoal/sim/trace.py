@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from shoal.core import machine as k
 from shoal.optim import phases
 from shoal.placement import cut, owned
-from shoal.sim.books import Books
+from shoal.sim.books import Books, Seat, Who
 from shoal.vocabulary import Contributor, PolicySpec, TableSpec, Weighted
 from shoal.wire import messages as m
 
+Unit = tuple[Who, ...]  # workers that train as one
 Tag = tuple[int, int, int, int]  # worker, nonce of its life, number of the computation, block
 WeightedTags = tuple[tuple[float, Tag], ...]
 States = Mapping[int, int]  # by block
@@ -82,6 +83,7 @@ class Saw:
     committed: bool
     states: States
     in_place: bool = False  # they lie in the servers' own memory
+    part: frozenset[int] = frozenset()  # the blocks that it is to have
 
 
 @dataclass(frozen=True)
@@ -345,6 +347,7 @@ class Trace:
     computed_on: dict[tuple[int, int, int], int] = field(default_factory=dict)  # worker, incarnation, clock -> version
     states: list[dict[int, int]] = field(default_factory=list)  # by version: the one right state
     killed: set[tuple[int, int]] = field(default_factory=set)
+    groups: dict[Who, tuple[Who, ...]] = field(default_factory=dict)  # by (worker, incarnation) of those in a group
     led: int = 0  # the last epoch under which some coordinator led
     kept: tuple[int, int] = (0, 0)  # (epoch, view) of the placement in the registry
     books: Books = field(init=False)
@@ -375,6 +378,8 @@ class Trace:
             case Said(message=m.Welcome(worker=worker, incarnation=incarnation, placed=placed)):
                 self.chains = placed.chains
                 self.welcomed[worker] = max(incarnation, self.welcomed.get(worker, -1))
+            case Told(message=m.Declare(worker=worker, incarnation=incarnation, group=group)) if group:
+                self.groups[worker, incarnation] = group
             case Told(message=m.Ready() as ready):
                 self.ready.setdefault(ready.contributor, ready)
                 self.ready_at.setdefault(ready.contributor, fact.at_ms)
@@ -427,6 +432,27 @@ class Trace:
                 return policies[-1:] if entry.kind == "cut" else policies
             policies += [] if entry.switch is None else [entry.switch.policy]
         return policies
+
+    def unit(self, worker: int, incarnation: int) -> tuple[Who, ...]:
+        """(worker, incarnation) of all that train with it as one."""
+        return self.groups.get((worker, incarnation), ((worker, incarnation),))
+
+    def unit_ready(self, who: Contributor) -> list[m.Ready]:
+        """What all of its unit were ready with for its clock."""
+        unit = self.unit(who.worker, who.incarnation)
+        return [
+            ready
+            for other, ready in self.ready.items()
+            if other.clock == who.clock and (other.worker, other.incarnation) in unit
+        ]
+
+    def busy(self) -> list[Seat]:
+        """Members that policies count: not those whose group has lost one."""
+        return [
+            seat
+            for seat in self.books.busy()
+            if all(who[1] > self.fenced.get(who[0], -1) for who in self.unit(seat.worker, seat.incarnation))
+        ]
 
     def age(self, worker: int, incarnation: int, clock: int, seq: int) -> int:
         """How many updates lie between what was computed on and the entry `seq`."""

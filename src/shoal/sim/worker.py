@@ -15,6 +15,7 @@ from shoal.core import machine as k
 from shoal.core import session as s
 from shoal.core.session import RECEIVING
 from shoal.placement import blocks_of_tensor, cut
+from shoal.sim.circles import Met
 from shoal.sim.scenario import Habits, Scenario, work_random
 from shoal.sim.trace import Arena, Tag, Trace
 from shoal.vocabulary import Contributor, Lease, worker_name
@@ -36,6 +37,7 @@ class Life:
     trace: Trace
     rng: Random  # of timing only; what the worker computes comes from work_random
     act: Callable[[Life, object], None]  # gives the session a command, and performs the effects
+    meet: Callable[[Life], None]  # lets the others of its group know that it has joined
     letters: deque[object] = field(default_factory=deque)  # effects for the thread
     parameters: dict[int, int] = field(default_factory=dict)  # block -> state, the bound memory
     gradients: dict[int, Tag] = field(default_factory=dict)  # block -> tag
@@ -86,8 +88,13 @@ class Life:
         """The canonical loop: join, declare, seed if told so, then take samples and step until the end."""
         self.command(s.Begin(self.habits.rank, self.nonce, pid=self.nonce))
         yield (k.Dial,)
+        met: object = Met(())
+        if self.habits.group:
+            self.meet(self)
+            met = yield (Met,)
+        assert isinstance(met, Met)
         near = range(self.scenario.job.servers) if self.habits.near else ()
-        self.command(s.Declare(self.scenario.spec, tuple(near)))
+        self.command(s.Declare(self.scenario.spec, tuple(near), met.group))
         seeding = yield (k.Seeding,)
         yield from self._start(seeding)
         if self.scenario.dataset is None:
@@ -124,7 +131,7 @@ class Life:
                 if leased.lease is None:
                     break
                 held.append(leased.lease)
-                choice = work_random(self.scenario.seed, self.habits.rank, 10_000 + self.session.clock)
+                choice = self._random(10_000 + self.session.clock)
                 if self._leaves_early():
                     return  # politely, though it holds samples
                 if len(held) == 1 and choice.random() < self.habits.gathers_chance:
@@ -139,7 +146,7 @@ class Life:
 
     def _step(self, leases: tuple[Lease, ...]) -> Thread:
         """One gradient: computed (perhaps anew), pushed in pieces, made ready; then fresh parameters."""
-        choice = work_random(self.scenario.seed, self.habits.rank, self.session.clock)
+        choice = self._random(self.session.clock)
         blocks = self._used(choice)
         if choice.random() < self.habits.anew_chance:
             yield from self._push(self._used(choice))
@@ -185,8 +192,14 @@ class Life:
     def _finish(self, finish: s.Finish) -> None:
         who = Contributor(self.session.worker, self.session.incarnation, self.session.clock, self.session.attempt)
         self.contribution = who
-        self.trace.finished[who] = dict(self.gradients)
+        mine = self.session.part
+        self.trace.finished[who] = {block: tag for block, tag in self.gradients.items() if who.seeds or block in mine}
         self.command(finish)
+
+    def _random(self, number: int) -> Random:
+        """Chance for what this worker does; the ranks of a group do the same."""
+        rank = self.habits.group[0] if self.habits.group else self.habits.rank
+        return work_random(self.scenario.seed, rank, number)
 
     def _rates(self) -> tuple[float, ...]:
         return (round(0.1 / (1 + self.session.clock), 6),) * len(self.scenario.spec.groups)

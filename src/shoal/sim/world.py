@@ -22,6 +22,7 @@ from shoal.core.recovery import valid
 from shoal.core.session import Session
 from shoal.core.shard import Shard
 from shoal.sim import trace as t
+from shoal.sim.circles import Circles
 from shoal.sim.faults import Network
 from shoal.sim.frozen import FOR_GOOD, Frozen
 from shoal.sim.invariants import Violation, check
@@ -72,6 +73,7 @@ class Figures:
     breaks: int = 0
     outages: int = 0
     oustings: int = 0
+    torn: int = 0  # groups that lost a rank, and were started again
     deposed: int = 0  # coordinators whose lease ended while they lived
 
 
@@ -104,6 +106,7 @@ class World:
         self.last_words: dict[int, deque[tuple[str, m.Message, Payload, int]]] = {}  # by nonce
         self._rng = Random(hash((scenario.seed, network_seed, 7)))
         self.servers = Servers(self, self._rng)
+        self.circles = Circles(self, Random(hash((scenario.seed, network_seed, 9))))
         self.succession = Succession(self, Random(hash((scenario.seed, network_seed, 8))))
         self.reign = self.succession.begin()  # the epoch of the coordinator that leads, or led last
         self.coordinator = self.machines.coordinator(scenario.job, epoch=self.reign)
@@ -213,7 +216,7 @@ class World:
             self.servers.start(within_ms=50)
         for habits in scenario.workers:
             self.starting += 1
-            self.at(habits.joins_at_ms, partial(self._start, habits.rank))
+            self.at(habits.joins_at_ms, partial(self.start, habits.rank))
         Mishaps(self, self._rng).prepare()
 
     def _over(self) -> bool:
@@ -394,7 +397,9 @@ class World:
     def _saw(self, life: Life, version: int, clock: int, finished: Contributor | None, committed: bool) -> None:
         life.contribution = None
         states = self._seen_by(life)
-        self.note(t.Saw(*life.identity, version, clock, finished, committed, states, life.reads_in_place))
+        part = life.session.part
+        states = {block: state for block, state in states.items() if block in part}
+        self.note(t.Saw(*life.identity, version, clock, finished, committed, states, life.reads_in_place, part))
 
     # --- messages -------------------------------------------------------------------------------
 
@@ -460,7 +465,8 @@ class World:
 
     # --- workers --------------------------------------------------------------------------------
 
-    def _start(self, rank: int) -> None:
+    def start(self, rank: int) -> None:
+        """A process of this rank starts, unless one lives."""
         self.starting -= 1
         if rank in self.lives:
             return
@@ -468,8 +474,10 @@ class World:
         nonce = 1000 * (rank + 1) + (0 if self.scenario.paired else self._lives_started)
         session = self.machines.session(self.scenario.job.limits)
         habits = self.scenario.workers[rank]
-        life = Life(self.scenario, habits, nonce, session, self.trace, self._rng, self.step_session)
+        life = Life(self.scenario, habits, nonce, session, self.trace, self._rng, self.step_session, self.circles.meet)
         self.lives[rank] = life
+        if habits.group:
+            self.circles.enter(life)
         self.succession.joined(life.name)
         self.last_words[nonce] = deque(maxlen=GHOSTS_PER_DEATH)
         self.line(life.name, "", f"starts (nonce {nonce})")
@@ -517,17 +525,21 @@ class World:
         if kind == "FencedError" and not self.scenario.paired:
             self.figures.fenced += 1
             self.end(life, "ends, because it was fenced")
-            self.relaunch(life.habits.rank, RELAUNCH_MS)
+            self.relaunch(life, RELAUNCH_MS)
         elif kind == "JobError" and self.frozen.may_give_up(life.name, self.now):
             self.figures.silent += 1
             self.end(life, "gives up: the coordinator is silent")
-            self.relaunch(life.habits.rank, RELAUNCH_MS)
+            self.relaunch(life, RELAUNCH_MS)
         else:
             raise Violation("Progress", f"{life.name} failed with {kind}: {text}")
 
-    def relaunch(self, rank: int, span: tuple[int, int]) -> None:
+    def relaunch(self, life: Life, span: tuple[int, int]) -> None:
+        """Start what has ended again, with all of its group."""
+        if life.habits.group:
+            self.circles.tear(life, span)
+            return
         self.starting += 1
-        self.after(span, partial(self._start, rank))
+        self.after(span, partial(self.start, life.habits.rank))
 
     def notice(self, node: str, event: k.Lost | k.Regained) -> None:
         """A node hears that a connection of its broke, or is back."""

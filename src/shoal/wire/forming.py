@@ -61,9 +61,12 @@ class Welcome(Message, frozen=True, array_like=True, tag=True):
 
 
 class Declare(Message, frozen=True, array_like=True, tag=True):
+    """group: (worker, incarnation) of all ranks of the process group that it trains in, by part; (): it is alone."""
+
     worker: int
     incarnation: int
     spec: TableSpec
+    group: tuple[tuple[int, int], ...] = ()
 
 
 class Create(Message, frozen=True, array_like=True, tag=True):

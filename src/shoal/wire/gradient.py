@@ -86,7 +86,8 @@ class Commit(Message, frozen=True, array_like=True, tag=True):
     fences: per worker, incarnations up to this one may not stage any more.
     stable: every shard has applied the entries up to this one; those after it are kept for a new coordinator.
     since: the last entry that the coordinator of this epoch took over; what an older one sent after it is void.
-    release: workers to push the parameters of this version to.
+    release: workers to push the parameters of this version to; parts: those of them that are given a part only
+    (placement.owned), as the ranks of a group are.
     switch: another policy is in force from here on.
     """
 
@@ -104,6 +105,7 @@ class Commit(Message, frozen=True, array_like=True, tag=True):
     since: int = 0
     ages: tuple[int, ...] = ()
     switch: Switch | None = None
+    parts: tuple[tuple[int, int, int], ...] = ()  # (worker, part, of so many)
 
 
 class Norms(Message, frozen=True, array_like=True, tag=True):

@@ -71,6 +71,7 @@ class Resume(Message, frozen=True, array_like=True, tag=True):
     ended: int = -1
     void: bool = False
     waiting: bool = False
+    group: tuple[tuple[int, int], ...] = ()  # as in Declare
 
 
 class Resumed(Message, frozen=True, array_like=True, tag=True):

@@ -7,11 +7,12 @@ model. The loader finds the binding of its worker here, for a lease may bring fr
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
 from shoal.adapters.torch.chance import Chance
+from shoal.adapters.torch.collective import Collective
 from shoal.adapters.torch.groups import Named
 from shoal.adapters.torch.tensors import Landing
 from shoal.runtime.worker import Worker
@@ -20,9 +21,9 @@ from shoal.vocabulary import PolicySpec, TableSpec
 _bindings: weakref.WeakKeyDictionary[Worker, Binding] = weakref.WeakKeyDictionary()
 
 
-def bind(worker: Worker, spec: TableSpec, members: Sequence[Named]) -> Binding:
+def bind(worker: Worker, spec: TableSpec, members: Sequence[Named], collective: Collective | None) -> Binding:
     """Tell the worker where the parameters live; binding_of(worker) knows them from now on."""
-    binding = Binding(spec.policy, members, worker)
+    binding = Binding(spec.policy, members, worker, collective)
     landings = binding.landings
     worker.bind([landing.bytes for landing in landings], [landing.initial for landing in landings])
     _bindings[worker] = binding
@@ -37,9 +38,14 @@ def binding_of(worker: Worker) -> Binding | None:
 class Binding:
     """The trainable parameters of one optimizer."""
 
-    def __init__(self, policy: PolicySpec, members: Sequence[Named], worker: Worker) -> None:
+    def __init__(
+        self, policy: PolicySpec, members: Sequence[Named], worker: Worker, collective: Collective | None
+    ) -> None:
         self.policy = policy
         self.members = members
+        self.collective = collective  # of the group that has the other parts of them
+        self.spread: Callable[[], None] = lambda: None  # takes what was gathered on, where that is not the end of it
+        self.begun = False  # a step by begin_step() was, and is not waited for
         self.landings = [Landing(item.parameter, worker.parameter_memory(index)) for index, item in enumerate(members)]
         self.chance = Chance(worker)
         self.every = 1  # steps of the training loop in a clock, at most
@@ -81,6 +87,9 @@ class Binding:
             self._worker.renew_parameters()
             self._spoiled = False
         self._bring(index for index in range(len(self.landings)) if index not in self._early)
+        if self.collective is not None:
+            self.collective.gather()
+            self.spread()
         self._early.clear()
         self._written = [item.parameter._version for item in self.members]
 

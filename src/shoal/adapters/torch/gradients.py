@@ -58,6 +58,7 @@ class Slot:
     firings: int = 0
     seen: Seen | None = None  # at the firing that should be the last
     sent: bool = False
+    mine: bool = True  # this worker pushes some of it; a rank of a group has its part only
 
     @property
     def gradient(self) -> Tensor | None:
@@ -121,7 +122,7 @@ class Outbox:
         if any(slot.sent and (unscaled or slot.changed()) for slot in self.slots):
             self._restart()
         for slot in self.slots:
-            if slot.gradient is not None and not slot.sent:
+            if slot.gradient is not None and slot.mine and not slot.sent:
                 self._send(slot)
         self._collect(wait=True)
 

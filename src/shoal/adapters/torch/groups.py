@@ -168,6 +168,11 @@ def _check(item: Named) -> None:
             f"{who} is {parameter.dtype}, and pull={item.pull!r} is for float32: such parameters come back in as few "
             f'bytes as they have; give their group "pull": ""'
         )
+    if any(kind.__name__ == "DTensor" for kind in type(parameter).__mro__):
+        raise ConfigurationError(
+            f"{who} is a DTensor, and a table takes whole parameters: give the module itself that fully_shard dealt, "
+            f"as in ps.optimizer(model, shoal.AdamW(...)) without LocalSteps (docs/groups.md)"
+        )
     if nn.parameter.is_lazy(parameter):
         raise ConfigurationError(f"{who} has no shape yet; run one forward pass before ps.optimizer(...)")
     if parameter.layout != torch.strided:

@@ -89,15 +89,17 @@ class Loader:
         """One data epoch. Empty if the job has done with it: so a restarted worker's loop catches up."""
         order = self._order(epoch)
         while (lease := self._lease(epoch)) is not None:
-            positions = np.concatenate([np.arange(start, stop) for start, stop in lease.spans])
+            positions = np.concatenate([np.arange(0), *(np.arange(start, stop) for start, stop in lease.spans)])
             parts = self._parts(len(positions))
             for indices in np.array_split(positions if order is None else order[positions], parts):
-                yield self._batch(indices)
+                # All ranks of a group have as many batches; one without samples, of one that counts for nothing.
+                yield self._batch(indices if len(indices) else np.zeros(1, np.int64))
 
     def _lease(self, epoch: int) -> Lease | None:
         lease = self._worker.lease(self._described(), epoch)
         binding = binding_of(self._worker)
-        if binding is not None:
+        # In a group all ranks bring fresh parameters in at the same place: what was begun comes when it is waited for.
+        if binding is not None and not (binding.collective is not None and binding.begun):
             binding.refresh(self._worker.version)
             binding.chance.remember(self._worker.clock)  # who waited for samples may have passed over clocks
         return lease
@@ -110,7 +112,10 @@ class Loader:
 
     def _parts(self, samples: int) -> int:
         """How many batches a lease makes."""
-        parts, binding = min(self._together, samples), binding_of(self._worker)
+        binding = binding_of(self._worker)
+        if binding is not None and binding.collective is not None:
+            return self._together
+        parts = min(self._together, samples)
         if binding is not None and binding.scaled:
             parts = max(1, min(parts, samples // self._batch_size))  # a slower worker has fewer, not smaller ones
             binding.steps = max(1, parts // self._accumulate)

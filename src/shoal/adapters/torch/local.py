@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from shoal.adapters.local_steps import LocalSteps, dealt
 from shoal.adapters.torch.binding import binding_of
+from shoal.adapters.torch.collective import Ranks, process_group_of
 from shoal.adapters.torch.groups import Named, Parameters, groups_of, trainable
 from shoal.adapters.torch.optimizer import Optimizer
 from shoal.errors import ConfigurationError
@@ -45,13 +46,29 @@ class LocalOptimizer(torch.optim.Optimizer):
     Shoal optimizer of the global parameters; its groups' "lr" is the outer rate.
     """
 
-    def __init__(self, worker: Worker, params: Parameters, local: LocalSteps, push: str = "", pull: str = "") -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        params: Parameters,
+        local: LocalSteps,
+        push: str = "",
+        pull: str = "",
+        group: Any = None,
+    ) -> None:
         """Declare the table of the global parameters, and begin from their initial values.
 
+        group: as of optimizer(): its ranks average their gradients in every step, and so take the same steps; each
+        exchanges its part of the outer gradient with the servers.
         Raises ConfigurationError if the inner optimizer is none, or moves other parameters than those given, and
         what Optimizer raises.
         """
         inner = _inner(local.inner)
+        params, ranks, averages = process_group_of(params, group)
+        if ranks is not None and (local.scaled or local.decoupled or local.merge == "radial"):
+            raise ConfigurationError(
+                "LocalSteps with scaled=True, merge='radial' or Decoupled is for workers that are alone: the ranks "
+                "of a group take the same steps, and none has all of a parameter; leave it out in a group"
+            )
         self._members = trainable(groups_of(params, local.rule, push, pull))
         _check_alike(self._members, inner)
         self._declared = False
@@ -73,14 +90,16 @@ class LocalOptimizer(torch.optim.Optimizer):
             local.rule,
             sync=local.sync,
             reduction=TOKENS if local.decoupled else MEAN,
-            nonfinite="refuse",
-            overlap=False,
             radial=_radial(params, self._members) if local.merge == "radial" else (),
+            group=ranks,
+            averaged=True,
         )
         # What this worker's steps began from. Anchors may be newer: they come whole, fragments are taken in turn.
         self._begun_from = [anchor.detach().clone() for anchor in self._anchors]
         binding = binding_of(worker)
         assert binding is not None, "the outer optimizer has made it"
+        gradients = [item.parameter for item in self._members]
+        self._ranks = None if ranks is None or averages else Ranks(worker, ranks, gradients)
         binding.every = binding.steps = local.stride
         binding.scaled = local.scaled
         self._worker, self._binding = worker, binding
@@ -102,6 +121,10 @@ class LocalOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of the inner optimizer. When a fragment's turn has come, push its outer gradients; when what was
         pushed is due, wait for the outcome (raises as Optimizer.step does) and take it; decoupled, do not wait."""
+        if self._ranks is not None:
+            if closure is not None:
+                raise ConfigurationError("step(closure) is for workers that are alone: call backward() before step()")
+            self._ranks.average()
         loss = self.inner.step(closure) if closure is not None else self.inner.step()
         self._taken += 1
         self._ahead = self._every_fragment
@@ -163,7 +186,7 @@ class LocalOptimizer(torch.optim.Optimizer):
                 if self.local.decoupled:
                     self._left[index] = local.clone()
         steps = max(1, self._taken)
-        samples = None if self._worker.leased else steps  # where there are no leases
+        samples = None if self._worker.takes_leases else steps  # where there are no leases
         self._under_way, self._left_at, self._taken = fragments, self.clock, 0
         self._ahead -= fragments
         self.outer.begin_step(samples, steps)

@@ -8,6 +8,7 @@ worker's gradients, waits as the policy says, and returns with fresh parameters 
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 import weakref
 from collections.abc import Callable, Collection, Sequence
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from shoal.adapters.torch.binding import Binding, bind
+from shoal.adapters.torch.collective import Collective, process_group_of
 from shoal.adapters.torch.gradients import Outbox, Slot
 from shoal.adapters.torch.groups import Group, Named, Parameters, groups_of, settings_of, trainable
 from shoal.adapters.torch.overlap import Overlap
@@ -26,7 +28,7 @@ from shoal.errors import ConfigurationError, NonFiniteGradientError
 from shoal.optim import Rule
 from shoal.policy import Policy, Sync, checked, harm
 from shoal.runtime.worker import Worker
-from shoal.vocabulary import TOKENS, TableSpec
+from shoal.vocabulary import MEAN, TOKENS, TableSpec
 
 NonFinite = Literal["refuse", "skip", "allow"]
 Reduction = Literal["mean", "sum"]
@@ -47,6 +49,8 @@ def optimizer(
     overlap: bool = False,
     push: str = "",
     pull: str = "",
+    group: Any = None,
+    averaged: bool = False,
 ) -> Optimizer:
     """Declare the table of these parameters, wait for their initial values, and return its optimizer.
 
@@ -73,6 +77,11 @@ def optimizer(
     pull: the codec in which changes of float32 parameters travel back: "bfloat16" to "randomk" of these. What it loses
         is added to the next change, on the servers, and every worker computes on the same parameters. Such a table
         shares no memory between processes of one host: it is for links that are slower. A group may set its own.
+    group: the torch.distributed process group that trains as one worker (docs/groups.md): every rank makes its
+        optimizer with it, and calls step() when the others do. Gradients are averaged in the group, weighed by
+        samples, and each rank exchanges its part of them with the servers. A DistributedDataParallel module as
+        params brings its group along, and has averaged its gradients already; so does one that fully_shard dealt.
+    averaged: the gradients are equal on all ranks of the group already, by other means than such a module.
 
     All parameters hold the same initial values on every worker afterwards: those of one of them.
     Raises ConfigurationError for what a table cannot hold, RefusedError if another worker's table
@@ -88,6 +97,8 @@ def optimizer(
         overlap=overlap,
         push=push,
         pull=pull,
+        group=group,
+        averaged=averaged,
     )
 
 
@@ -102,16 +113,19 @@ class Optimizer(torch.optim.Optimizer):
         params: Parameters,
         rule: Rule,
         *,
-        sync: Policy,
-        reduction: str,
-        nonfinite: NonFinite,
-        overlap: bool,
+        sync: Policy = DEFAULT_POLICY,
+        reduction: str = MEAN,
+        nonfinite: NonFinite = "refuse",
+        overlap: bool = False,
         push: str = "",
         pull: str = "",
         radial: Collection[str] = (),
+        group: Any = None,
+        averaged: bool = False,
     ) -> None:
         """radial: names of parameters of whose contributions lengths and directions are averaged apart."""
         policy = checked(sync)
+        params, ranks, by_module = process_group_of(params, group)
         if nonfinite not in get_args(NonFinite):
             raise ConfigurationError(f"nonfinite={nonfinite!r}; known: {', '.join(get_args(NonFinite))}")
         if reduction not in (*get_args(Reduction), TOKENS):
@@ -120,6 +134,13 @@ class Optimizer(torch.optim.Optimizer):
             raise ConfigurationError(
                 "overlap=True needs the module itself, as in ps.optimizer(model, ..., overlap=True), and "
                 "sync=shoal.Sync() without a quorum"
+            )
+        if ranks is not None and overlap:
+            raise ConfigurationError("overlap=True is for workers that are alone: leave it out in a group")
+        if ranks is None and os.environ.get("SHOAL_GROUP"):
+            raise ConfigurationError(
+                f"worker {worker.rank} was started as one of a group (shoal run --group): call torch.distributed."
+                f"init_process_group(...), then give ps.optimizer(..., group=torch.distributed.group.WORLD)"
             )
         self._groups = groups_of(params, rule, push, pull)
         if harmful := harm(policy, rule.name):
@@ -139,16 +160,20 @@ class Optimizer(torch.optim.Optimizer):
             reduction=reduction,
             radial=tuple(index for index, item in enumerate(self._members) if item.name in radial),
         )
-        self._binding = _join(worker, spec, self._members)
+        self._collective = None if ranks is None else Collective(worker, ranks, spec, self._members)
+        self._averaged = by_module or averaged
+        self._binding = _join(worker, spec, self._members, self._collective)
         self._chance = self._binding.chance
         self._chance.resume()
         self._chance.remember(worker.clock)
         self._outbox = Outbox.of(worker, self._members)
         self._warned: set[str] = set()
-        handles = [
-            _register(item.parameter, partial(self._outbox.fired, index)) for index, item in enumerate(self._members)
-        ]
-        self._begun = False  # a step by begin_step() was, and is not waited for
+        handles: list[RemovableHandle] = []
+        for index, item in enumerate(self._members):
+            if self._collective is None:  # in a group gradients leave once it has reduced them
+                handles.append(_register(item.parameter, partial(self._outbox.fired, index)))
+            else:
+                self._outbox.slots[index].mine = index in self._collective.tensors
         self._overlap = None
         if overlap and isinstance(params, torch.nn.Module):
             self._overlap = Overlap(params, self._members, worker, self._binding)
@@ -169,9 +194,9 @@ class Optimizer(torch.optim.Optimizer):
         """Return with the parameters of the last step in place; with overlap=False step() has waited already."""
         if self._overlap is not None:
             self._overlap.wait()
-        if self._begun:
+        if self._binding.begun:
             self._worker.finish_step()
-            self._begun = False
+            self._binding.begun = False
             self._binding.refresh(self.version)
 
     # torch types step() by overloads that no subclass of its own follows either.
@@ -249,12 +274,14 @@ class Optimizer(torch.optim.Optimizer):
         unscaled = overflow is not None and scale is None  # scaler.unscale_ came before
         void = overflow is not None and float(overflow) > 0
         multiplier = 1.0 if scale is None else 1.0 / float(scale)
-        rescaled = not void and self._worker.rescale(multiplier)
-        if void:
+        if self._collective is not None:
+            samples = self._worker.count if samples is None else samples
+            void, multiplier = not self._reduce(self._collective, samples, multiplier, void), 1.0
+        elif void:
             self._outbox.drop()
         else:
-            self._outbox.complete(unscaled or rescaled)
-            void = self._judge()
+            self._outbox.complete(self._worker.rescale(multiplier) or unscaled)
+            void = self._judge(self._outbox.not_finite())
             self._outbox.plan(unscaled)
         rates = [float(group["lr"]) for group in self.param_groups]
         if self._overlap is not None:
@@ -265,7 +292,7 @@ class Optimizer(torch.optim.Optimizer):
         if begins:
             self._chance.remember(self.clock + 1)  # what is drawn from now on belongs to the clock that comes
             self._worker.begin_step(rates, multiplier, void, samples, begins)
-            self._begun = True
+            self._binding.begun = True
             self._outbox.clear()
             return
         self._worker.step(rates, multiplier, void, samples)
@@ -273,21 +300,36 @@ class Optimizer(torch.optim.Optimizer):
         self._binding.refresh(self.version)
         self._chance.remember(self.clock)
 
-    def _judge(self) -> bool:
+    def _reduce(self, collective: Collective, samples: int, multiplier: float, void: bool) -> bool:
+        """Push this rank's part of the group's gradients; False: the group contributes none. All ranks answer alike."""
+        self._worker.rescale(1.0)
+        if not collective.reduce(samples, multiplier, void, self._averaged):
+            return False
+        self._outbox.complete(unscaled=False)
+        broken = self._outbox.not_finite()
+        if collective.ranks.any(bool(broken)) and self._leaves_out(broken):
+            self._outbox.drop()
+            return False
+        return True
+
+    def _judge(self, broken: list[Slot]) -> bool:
         """Whether this contribution is to be left out; raises if it must not go on."""
         if not any(slot.sent for slot in self._outbox.slots):
             self._warn(
                 "step() found no gradient on any parameter and contributes nothing; call loss.backward() before it"
             )
             return True
-        broken = self._outbox.not_finite()
-        if not broken or self._nonfinite == "allow":
+        return bool(broken) and self._leaves_out(broken)
+
+    def _leaves_out(self, broken: list[Slot]) -> bool:
+        """What is to be done about NaN or infinity in these gradients; none: in those of another rank of the group."""
+        if self._nonfinite == "allow":
             return False
         if self._nonfinite == "skip":
             logger.warning("worker %d, clock %d: %s; skipped", self._worker.rank, self.clock, _holds_nan(broken))
             return True
         self._outbox.drop()
-        rate = self.param_groups[broken[0].named.group]["lr"]
+        rate = self.param_groups[broken[0].named.group if broken else 0]["lr"]
         raise NonFiniteGradientError(
             f"worker {self._worker.rank}, clock {self.clock}: {_holds_nan(broken)}; the step was not taken. "
             f"Look at the learning rate ({float(rate):g}) and at this batch; for float16 use torch.amp.GradScaler; "
@@ -325,10 +367,10 @@ class Optimizer(torch.optim.Optimizer):
             warnings.warn(f"worker {self._worker.rank}: {text}", stacklevel=5)
 
 
-def _join(worker: Worker, spec: TableSpec, members: Sequence[Named]) -> Binding:
+def _join(worker: Worker, spec: TableSpec, members: Sequence[Named], collective: Collective | None) -> Binding:
     """Declare the table, seed it if asked to, and return with the initial parameters in place."""
-    seeds = worker.declare(spec)
-    binding = bind(worker, spec, members)
+    seeds = worker.declare(spec, () if collective is None else collective.identities)
+    binding = bind(worker, spec, members, collective)
     if seeds:
         worker.seed()
     worker.start()
@@ -351,5 +393,7 @@ def _remove(handles: list[RemovableHandle]) -> None:
 
 
 def _holds_nan(slots: list[Slot]) -> str:
+    if not slots:
+        return "a gradient of another rank of its group holds NaN or infinity"
     others = f" (and {len(slots) - 1} more)" if len(slots) > 1 else ""
     return f"the gradient of parameter {slots[0].named.name!r}{others} holds NaN or infinity"
