@@ -11,6 +11,7 @@ from shoal.core.saving import Savings
 from shoal.core.session import Session
 from shoal.vocabulary import COORDINATOR, PolicySpec, TableSpec
 from shoal.wire import messages as m
+from shoal.wire.forming import NOTHING
 
 SPEC = TableSpec((), "sgd", (), PolicySpec("sync"))
 
@@ -51,9 +52,11 @@ def test_who_waits_for_samples_has_drawn_nothing_since() -> None:
 def test_the_manifest_waits_for_states_and_not_for_who_is_gone() -> None:
     savings = Savings(shards=1)
     request, commit = m.SnapshotRequest(0, 0, 1, "path", keep=3), m.Commit(1, 9, "cut")
-    begun = savings.begin(request, commit, 5, (None, ()), [(0, 0), (1, 1), (2, 2)], 6, now=100)
+    begun = savings.begin(request, commit, 5, (None, ()), [(0, 0), (1, 1), (2, 2)], 6, {1: (1, 5)}, now=100)
     recalls = [effect.message for effect in begun if isinstance(effect, k.Send)]
-    assert recalls == [m.Recall(worker, worker, 9, 6, "path") for worker in range(3)]
+    assert recalls == [
+        m.Recall(worker, worker, 9, 6, "path", (1, 5) if worker == 1 else NOTHING) for worker in range(3)
+    ]
     assert savings.recalled(m.Recalled(1, 1, 9, b"one"), SPEC) == []
     assert savings.saved(m.Saved(0, 9, "file"), 0, SPEC) == []
     assert savings.recalled(m.Recalled(1, 1, 9, b"another"), SPEC) == [], "the first answer counts"

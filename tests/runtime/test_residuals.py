@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from shoal.client import connect
+from shoal.kernel import Floats
 from shoal.optim import SGD
 from shoal.runtime.encoder import Encoder
 from shoal.vocabulary import PolicySpec, TableSpec, TensorSpec
@@ -29,9 +30,9 @@ def estate() -> Iterator[int]:
     os.close(descriptor)
 
 
-def life(estate: int | None, used: tuple[int, int] = NOTHING, clock: int = 1) -> Encoder:
+def life(estate: int | None, used: tuple[int, int] = NOTHING) -> Encoder:
     encoder = Encoder(SPEC, None, estate)
-    encoder.adopt(used, clock)
+    encoder.adopt(used)
     return encoder
 
 
@@ -39,14 +40,22 @@ def step(encoder: Encoder, clock: int, committed: bool = True, incarnation: int 
     for tensor in FED:
         push(encoder, tensor, gradient(10 * clock + tensor), clock)
     encoder.seal(incarnation, clock)
-    encoder.end(committed, clock + 1)
+    encoder.end(committed)
 
 
-def owed(encoder: Encoder) -> bytes:
-    """All that was lost so far, as the next contribution would have it."""
-    encoder.keep(0, 0, here=True)
-    found = encoder.take(0, 1.0)
-    return b"" if found is None else b"".join(found[name].tobytes() for name in sorted(found))
+def owed(encoder: Encoder, used: tuple[int, int]) -> bytes:
+    """All that was lost up to this contribution."""
+    pinned = encoder.pin(used)
+    return b"" if pinned is None else joined(encoder.take(pinned))
+
+
+def joined(found: dict[str, Floats]) -> bytes:
+    return b"".join(found[name].tobytes() for name in sorted(found))
+
+
+def left(estate: int, used: tuple[int, int]) -> bytes:
+    """What the next life has, if the log took this contribution last."""
+    return owed(life(estate, used), used)
 
 
 @pytest.mark.parametrize("pushed", [0, 1, 2])
@@ -54,41 +63,42 @@ def test_killed_before_all_is_encoded_it_leaves_what_was_before(estate: int, pus
     one = life(estate)
     step(one, 1)
     step(one, 2)
-    before = owed(one)
+    before = owed(one, (0, 2))
     for tensor in FED[:pushed]:
         push(one, tensor, gradient(99), 3)
-    assert owed(life(estate, used=(0, 2), clock=3)) == before != b""
+    assert left(estate, (0, 2)) == before != b""
 
 
 def test_killed_when_all_is_encoded_the_log_decides(estate: int) -> None:
     one = life(estate)
     step(one, 1)
-    before = owed(one)
+    before = owed(one, (0, 1))
     for tensor in FED:
         push(one, tensor, gradient(99), 2)
     one.seal(0, 2)
-    assert owed(life(estate, used=(0, 1), clock=2)) == before, "it came too late: the next life begins without it"
-    one.end(committed=True, clock=3)
-    after = owed(one)
-    assert after != before and owed(life(estate, used=(0, 2), clock=3)) == after
+    assert left(estate, (0, 1)) == before, "it came too late: the next life begins without it"
+    one.end(committed=True)
+    after = owed(one, (0, 2))
+    assert after != before and left(estate, (0, 2)) == after
 
 
 def test_what_no_commit_took_is_left_to_the_next_life(estate: int) -> None:
     one = life(estate)
     step(one, 1)
+    before = owed(one, (0, 1))
     step(one, 2, committed=False)
-    assert owed(life(estate, used=(0, 1), clock=3)) == owed(one)
+    assert left(estate, (0, 1)) == owed(one, (0, 1)) != before
 
 
 def test_the_next_life_but_one_finds_it_too(estate: int) -> None:
     step(life(estate), 1)
-    second = life(estate, used=(0, 1), clock=2)
-    before = owed(second)
+    second = life(estate, used=(0, 1))
+    before = owed(second, (0, 1))
     push(second, TWO_BITS, gradient(5), 2)  # and is killed
-    third = life(estate, used=(0, 1), clock=2)
-    assert owed(third) == before != b""
+    third = life(estate, used=(0, 1))
+    assert owed(third, (0, 1)) == before != b""
     step(third, 2, incarnation=2)
-    assert owed(life(estate, used=(2, 2), clock=3)) == owed(third)
+    assert left(estate, (2, 2)) == owed(third, (2, 2)) != before
 
 
 @pytest.mark.parametrize("used", [NOTHING, (0, 7), (3, 2)])
@@ -96,24 +106,24 @@ def test_what_does_not_fit_the_log_is_not_taken(estate: int, used: tuple[int, in
     one = life(estate)
     step(one, 1)
     step(one, 2)
-    assert owed(life(estate, used)) == b""
+    assert left(estate, used) == b""
 
 
 def test_memory_of_another_table_is_not_taken(estate: int) -> None:
     step(life(estate), 1)
     spec = TableSpec((TensorSpec("other", (7,), "float32", 0, "sign"),), "sgd", (RULE.settings,), PolicySpec("sync"))
     other = Encoder(spec, None, estate)
-    assert not other.adopt((0, 1), 2)
+    assert not other.adopt((0, 1))
 
 
 def test_a_tensor_without_a_gradient_keeps_what_it_is_owed() -> None:
     encoder = life(None)
     step(encoder, 1)
     push(encoder, SIGN, gradient(1), 2)
-    before = owed(encoder)
+    before = owed(encoder, (0, 1))
     encoder.seal(0, 2)
-    encoder.end(committed=True, clock=3)
-    after = owed(encoder)
+    encoder.end(committed=True)
+    after = owed(encoder, (0, 2))
     two_bits = slice(0, len(after) // 4)  # the names in order: 2bit, randomk, sign, topk
     assert after[two_bits] == before[two_bits] and after != before
 
@@ -121,48 +131,49 @@ def test_a_tensor_without_a_gradient_keeps_what_it_is_owed() -> None:
 # --- snapshots ------------------------------------------------------------------------------------
 
 
-def test_a_snapshot_of_this_clock_has_it_as_it_was_whatever_follows() -> None:
+def test_a_snapshot_has_it_as_it_was_whatever_follows() -> None:
     encoder = life(None)
     step(encoder, 1)
-    before = owed(encoder)
-    encoder.keep(7, 2, here=True)
+    before, pinned = owed(encoder, (0, 1)), encoder.pin((0, 1))
+    assert pinned is not None
     step(encoder, 2)
     waits = threading.Thread(target=step, args=(encoder, 3), daemon=True)
     waits.start()
     waits.join(0.2)
     assert waits.is_alive(), "what was asked for may not be written over"
-    found = encoder.take(7, 1.0)
+    found = encoder.take(pinned)
     waits.join(10.0)
     assert not waits.is_alive()
-    assert found is not None and b"".join(found[name].tobytes() for name in sorted(found)) == before
+    assert joined(found) == before
 
 
-def test_a_snapshot_of_the_next_clock_waits_for_it() -> None:
+def test_a_snapshot_has_what_is_in_the_log_before_its_thread_knows() -> None:
     encoder = life(None)
     step(encoder, 1)
     for tensor in FED:
         push(encoder, tensor, gradient(3), 2)
+    assert encoder.pin((0, 2)) is None, "it is not whole"
     encoder.seal(0, 2)
-    encoder.keep(7, 3, here=True)  # the session is there, the training thread has not seen the end of its step
-    assert encoder.take(7, 0.01) is None
-    encoder.keep(8, 3, here=True)
-    encoder.end(committed=True, clock=3)
-    assert encoder.take(8, 1.0) is not None
+    before, after = owed(encoder, (0, 1)), owed(encoder, (0, 2))
+    assert before != after != b""
+    encoder.end(committed=True)
+    assert owed(encoder, (0, 2)) == after
 
 
 def test_a_snapshot_that_asks_too_late_gets_nothing() -> None:
     encoder = life(None)
-    step(encoder, 1)
-    step(encoder, 2)
-    encoder.keep(7, 2, here=True)
-    assert encoder.take(7, 1.0) is None
+    for clock in (1, 2, 3):
+        step(encoder, clock)
+    assert encoder.pin((0, 1)) is None
 
 
-def test_who_trains_no_more_is_not_waited_for() -> None:
-    encoder = life(None)
-    encoder.keep(7, 5, here=False)
-    encoder.close()
-    assert encoder.take(7, 60.0) is None
+def test_what_came_from_a_snapshot_is_in_the_next_one() -> None:
+    first, second = life(None), life(None)
+    step(first, 1)
+    pinned = first.pin((0, 1))
+    assert pinned is not None
+    second.load(first.take(pinned))
+    assert owed(second, NOTHING) == owed(first, (0, 1)) != b""
 
 
 def test_a_gradient_that_is_skipped_leaves_nothing_behind() -> None:

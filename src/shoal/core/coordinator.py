@@ -744,7 +744,7 @@ class Coordinator:
         recalled = self.clock if self.policy is not None and self.policy.lockstep else 0
         # The clocks that are over: a resumed job begins at the next.
         facts = (request, entry, self.clock - 1, self.dispatch.samples)
-        return [*self.log.append(entry, now), *self.savings.begin(*facts, workers, recalled, now)]
+        return [*self.log.append(entry, now), *self.savings.begin(*facts, workers, recalled, self.log.used, now)]
 
     def _remove(self, member: Member, why: str, now: int, parted: bool = False) -> list[k.Effect]:
         """The member is gone, and its group with it: the rest go on."""

@@ -36,14 +36,23 @@ class Halves:
     def adopt(self, used: tuple[int, int]) -> bool:
         """Begin with what a process before this one has left. used: (incarnation, clock) of the last contribution of
         this rank in the log. False: nothing that fits, so nothing was lost so far."""
-        self.used = used
-        fits = [half for half in (0, 1) if self._label(half) == used and self.labels[half, _GENERATION]]
-        self.empty = not fits
-        if self.empty:
+        self.used, fits = used, self.fitting(used)
+        self.empty = fits is None
+        if fits is None:
             self.labels[:] = 0
         else:
-            self.base = max(fits, key=lambda half: int(self.labels[half, _GENERATION]))
+            self.base = fits
         return not self.empty
+
+    def fitting(self, used: tuple[int, int]) -> int | None:
+        """The half with what was lost up to this contribution, also before adopt(); None: there is none any more."""
+        fits = [half for half in (0, 1) if self._label(half) == used and self.labels[half, _GENERATION]]
+        return max(fits, key=lambda half: int(self.labels[half, _GENERATION]), default=None)
+
+    def fill(self) -> None:
+        """The base has been written: it holds what was lost up to `used`."""
+        self._write(self.base, self.used, 1)
+        self.empty = False
 
     def spoil(self) -> None:
         """The next half is about to be written, or changed."""
@@ -51,9 +60,7 @@ class Halves:
 
     def seal(self, contribution: tuple[int, int]) -> None:
         """The next half is whole, and holds if this contribution (incarnation, clock) is in the log."""
-        self.labels[self.next, [_INCARNATION, _CLOCK]] = contribution
-        # Last of all: only with it does the half count.
-        self.labels[self.next, _GENERATION] = int(self.labels[self.base, _GENERATION]) + 1
+        self._write(self.next, contribution, int(self.labels[self.base, _GENERATION]) + 1)
 
     def reseal(self) -> None:
         """It is whole again, and holds of the log as it was: no commit took the contribution."""
@@ -63,6 +70,10 @@ class Halves:
         """The next half is the base from here on."""
         self.base, self.empty = self.next, False
         self.used = self._label(self.base)
+
+    def _write(self, half: int, contribution: tuple[int, int], generation: int) -> None:
+        self.labels[half, [_INCARNATION, _CLOCK]] = contribution
+        self.labels[half, _GENERATION] = generation  # last of all: only with it does the half count
 
     def _label(self, half: int) -> tuple[int, int]:
         label = self.labels[half]

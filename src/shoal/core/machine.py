@@ -372,13 +372,12 @@ class Leased:
 
 @dataclass(frozen=True)
 class Retain:
-    """Write what this worker's codecs had lost when `clock` began (0: so far) to the snapshot at this path, and come
-    back with Retained. here: the training thread is past the clock before, but for the end of its step."""
+    """Write what this worker's codecs had lost up to the contribution `used` (incarnation, clock), to the snapshot at
+    this path, and come back with Retained. It is there now, and not for long: the training thread goes on."""
 
     seq: int
-    clock: int
     path: str
-    here: bool
+    used: tuple[int, int]
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@ random state and writes what its codecs have lost, and the manifest, written las
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shoal.core import machine as k
 from shoal.vocabulary import Dataset, TableSpec, server_name, worker_name
 from shoal.wire import messages as m
+from shoal.wire.forming import NOTHING
 
 Samples = tuple[Dataset | None, tuple[tuple[int, int, int], ...]]  # of this training set: (data epoch, start, stop)
 
@@ -60,11 +61,15 @@ class Savings:
         samples: Samples,
         workers: Iterable[tuple[int, int]],
         recalled: int,
+        used: Mapping[int, tuple[int, int]],
         now: int,
     ) -> list[k.Effect]:
-        """A snapshot after `clock`. workers, with their incarnations: asked for their random state at `recalled`."""
+        """A snapshot after `clock`. workers, with their incarnations: asked for their random state at `recalled`, and
+        for what their codecs had lost up to the contribution that the log has `used` last."""
         facts = (commit.seq, recalled, request.path)
-        recalls = {worker: m.Recall(worker, incarnation, *facts) for worker, incarnation in workers}
+        recalls = {
+            worker: m.Recall(worker, incarnation, *facts, used.get(worker, NOTHING)) for worker, incarnation in workers
+        }
         self.under_way[commit.seq] = Saving(request, commit, clock, samples, recalls, now)
         return [k.Send(worker_name(worker), recall) for worker, recall in recalls.items()]
 

@@ -284,7 +284,7 @@ class Session:
             case m.Recall(seq=seq):
                 known = not self.keeps or seq in self.recalls or seq in self.retained
                 self.recalls[seq] = message
-                return self._recall() if known else [self._retain(message), *self._recall()]
+                return self._recall() if known else [k.Retain(seq, message.path, message.used), *self._recall()]
             case _:
                 return []
 
@@ -297,10 +297,6 @@ class Session:
         for answer in told:
             del self.recalls[answer.seq]
         return [k.Send(COORDINATOR, answer) for answer in told]
-
-    def _retain(self, recall: m.Recall) -> k.Effect:
-        here = self.clock >= recall.clock or self.parked == "lease"
-        return k.Retain(recall.seq, recall.clock, recall.path, here)
 
     def _random_at(self, clock: int) -> bytes | None:
         """Empty where it is not known, and will not be; None: not known yet."""

@@ -7,8 +7,6 @@ no commit took lost all of it: then e = p. A step that is taken back, or was voi
 
 from __future__ import annotations
 
-from threading import Condition
-
 import numpy as np
 import numpy.typing as npt
 
@@ -49,17 +47,11 @@ class Encoder:
         self._pending: set[int] = set()  # tensors whose residual is written, if the step that is under way counts
         self._multiplier = 1.0  # of the gradients that are encoded
         self._sealed = False  # the step is over, and whether it counts not known
-        self._clock = 0  # since when the residual is what it is
-        self._turn = Condition()  # guards the two above, and those below
-        self._wanted: dict[int, int] = {}  # by number: the clock with whose first residual it is to be kept
-        self._kept: dict[int, int | None] = {}  # by number: a half that is pinned; None: there is none
-        self._closed = False
 
     # --- steps ------------------------------------------------------------------------------------
 
-    def adopt(self, used: tuple[int, int], clock: int) -> bool:
-        """Begin at this clock, with the residual that a process before this one left, if any; used: see Residuals."""
-        self._clock = clock
+    def adopt(self, used: tuple[int, int]) -> bool:
+        """Begin with the residual that a process before this one left, if any; used: see Residuals."""
         found = self._residuals is not None and self._residuals.adopt(used)
         self._multiplier = self._residuals.multiplier if self._residuals is not None else 1.0
         return found
@@ -118,11 +110,10 @@ class Encoder:
             else:
                 FLOAT32.first(target, read_only(base), self._ratio)
         self._residuals.seal(incarnation, clock, self._multiplier)
-        with self._turn:
-            self._sealed = True
+        self._sealed = True
 
-    def end(self, committed: bool, clock: int) -> None:
-        """The step is over, and the next one is of this clock; committed: what was sealed is in the log."""
+    def end(self, committed: bool) -> None:
+        """The step is over; committed: what was sealed is in the log."""
         if self._residuals is not None and self._sealed:
             if not committed:
                 self._residuals.unseal()
@@ -131,13 +122,7 @@ class Encoder:
                 self._residuals.reseal()
             self._residuals.advance()
         self._pending.clear()
-        with self._turn:
-            self._sealed, self._clock = False, clock
-            for number, wanted in list(self._wanted.items()):
-                if wanted <= clock:
-                    del self._wanted[number]
-                    self._keep(number, wanted)
-            self._turn.notify_all()
+        self._sealed = False
 
     def rescale(self, multiplier: float) -> bool:
         """The gradients of this step are to be multiplied by this. True: what was encoded has to be encoded again, for
@@ -154,33 +139,15 @@ class Encoder:
         """Whether there is anything that a snapshot should have."""
         return self._residuals is not None
 
-    def keep(self, number: int, clock: int, here: bool) -> None:
-        """Have the residual with which `clock` begins stay until it is taken; 0: the newest. here: the worker is past
-        the clock before, but for the end of its step."""
-        with self._turn:
-            if clock <= self._clock or (here and not self._sealed):
-                self._keep(number, clock)
-            else:
-                self._wanted[number] = clock
+    def pin(self, used: tuple[int, int]) -> int | None:
+        """Have what was lost up to this contribution (incarnation, clock) stay until it is taken; what to take, None:
+        there is nothing, or not any more."""
+        return None if self._residuals is None else self._residuals.pin(used)
 
-    def take(self, number: int, seconds: float) -> dict[str, Floats] | None:
-        """Wait for what keep() was asked for; a copy of it, None if there is nothing, or it did not come."""
-        with self._turn:
-            self._turn.wait_for(lambda: number in self._kept or self._closed, seconds)
-            self._wanted.pop(number, None)
-            half = self._kept.pop(number, None)
-        return None if half is None or self._residuals is None else self._residuals.take(half)
-
-    def close(self) -> None:
-        """Nobody trains any more."""
-        with self._turn:
-            self._closed = True
-            self._turn.notify_all()
-
-    def _keep(self, number: int, clock: int) -> None:
-        late = 0 < clock < self._clock  # it is another by now
-        self._kept[number] = None if late or self._residuals is None else self._residuals.pin()
-        self._turn.notify_all()
+    def take(self, pinned: int) -> dict[str, Floats]:
+        """A copy of what was pinned."""
+        assert self._residuals is not None, "it was pinned"
+        return self._residuals.take(pinned)
 
     # --- helpers ------------------------------------------------------------------------------------
 

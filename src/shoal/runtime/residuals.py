@@ -80,7 +80,8 @@ class Residuals:
         for name, target in self._arrays[self._halves.base].items():
             found = arrays.get(name)
             target[:] = found.reshape(-1) if found is not None and found.size == target.size else 0
-        self._multipliers[self._halves.base], self._halves.empty = 1.0, False
+        self._multipliers[self._halves.base] = 1.0
+        self._halves.fill()
 
     def begin(self) -> None:
         """The next half will be written. Waits until nobody reads it. From any thread, more than once."""
@@ -113,13 +114,14 @@ class Residuals:
             self._halves.advance()
             self._written = False
 
-    def pin(self) -> int | None:
-        """Have the base, as it is now, stay until it is taken; returns its number, None: it is empty."""
+    def pin(self, used: tuple[int, int]) -> int | None:
+        """Have what was lost up to this contribution stay until it is taken; returns the number of its half, None:
+        there is none, or not any more."""
         with self._rest:
-            if self.empty:
-                return None
-            self._pins[self._halves.base] += 1
-            return self._halves.base
+            half = self._halves.fitting(used)
+            if half is not None:
+                self._pins[half] += 1
+            return half
 
     def take(self, half: int) -> dict[str, Floats]:
         """A copy of what was pinned, of gradients as they are; it may change from here on."""

@@ -354,7 +354,7 @@ class Worker:
             self._node.progress.end()
             assert isinstance(fresh, k.Fresh)
             if self._node.encoder is not None:
-                self._node.encoder.end(fresh.committed, fresh.clock)
+                self._node.encoder.end(fresh.committed)
             if self._ahead is not None:
                 (dataset, lease), self._ahead = self._ahead, None
                 answer = self._ask(s.Take(dataset, lease.epoch))
@@ -475,7 +475,7 @@ class Worker:
     def _inherit(self, clock: int) -> None:
         """Go on with what codecs had lost when an earlier life of this worker ended, or when the snapshot was taken."""
         encoder, source = self._node.encoder, self.resumed_from
-        if encoder is None or encoder.adopt(self._node.session.used, clock) or not encoder.keeps:
+        if encoder is None or encoder.adopt(self._node.session.used) or not encoder.keeps:
             return
         if source is not None and read_manifest(source).clock + 1 == clock:
             encoder.load(read_lost(source, self.rank))

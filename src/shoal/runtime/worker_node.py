@@ -142,9 +142,9 @@ class WorkerNode(Node):
                 self.seed()  # whoever was to seed is gone: the thread already waits for parameters
             case k.Failed(kind, text):
                 self.fail(getattr(errors, kind)(text))
-            case k.Retain(seq, clock, _, here) if self.encoder is not None:
-                self.encoder.keep(seq, clock, here)
-                task = asyncio.get_running_loop().create_task(self._retain(effect, self.encoder))
+            case k.Retain(used=used) if self.encoder is not None:
+                # At once: the training thread goes on.
+                task = asyncio.get_running_loop().create_task(self._retain(effect, self.encoder.pin(used)))
                 self._retaining.add(task)
                 task.add_done_callback(self._retaining.discard)
             case k.Snapshotted():
@@ -163,8 +163,6 @@ class WorkerNode(Node):
             return  # the first one says why, what follows from it does not
         self.failure = error
         self._let_rest()
-        if self.encoder is not None:
-            self.encoder.close()
         if self.shared is not None:
             self.shared.close()  # the job may go on without this worker; its model must not
         for waiting in (self.answer, self.snapshot):
@@ -185,27 +183,20 @@ class WorkerNode(Node):
 
     async def retained(self) -> None:
         """Nobody trains any more: what snapshots still ask for is written and told, or is not to be had."""
-        if self.encoder is not None:
-            self.encoder.close()
         if self._retaining:
             await asyncio.wait(self._retaining, timeout=self.job.limits.wait_ms / 1000)
 
-    async def _retain(self, effect: k.Retain, encoder: Encoder) -> None:
-        file = await asyncio.to_thread(self._write_lost, effect, encoder)
+    async def _retain(self, effect: k.Retain, pinned: int | None) -> None:
+        file = "" if pinned is None else await asyncio.to_thread(self._write_lost, effect.path, pinned)
         self.event(k.Retained(effect.seq, file))
 
-    def _write_lost(self, effect: k.Retain, encoder: Encoder) -> str:
+    def _write_lost(self, path: str, pinned: int) -> str:
         """The receipt of the file; a snapshot without it is one, so nobody is told why there is none."""
-        arrays = encoder.take(effect.seq, self.job.limits.wait_ms / 1000)
+        assert self.encoder is not None, "it has pinned what is written"
         try:
-            return write_lost(effect.path, self.session.worker, arrays) if arrays else ""
+            return write_lost(path, self.session.worker, self.encoder.take(pinned))
         except (SnapshotError, OSError):
             return ""
-
-    async def close(self) -> None:
-        if self.encoder is not None:
-            self.encoder.close()
-        await super().close()
 
     def _let_rest(self) -> None:
         """The bound memory is the training thread's again: what still comes, by any stream, lands nowhere."""

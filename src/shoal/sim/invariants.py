@@ -14,6 +14,7 @@ import msgspec
 from shoal.core import machine as k
 from shoal.sim import rules
 from shoal.sim import trace as t
+from shoal.sim.feedback import Taken
 from shoal.vocabulary import NO_AGE_MAX, Contributor
 from shoal.wire import messages as m
 
@@ -315,7 +316,38 @@ def all_freed(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
+# --- Fed back: what a codec loses of a gradient is in the next one, exactly once -----------------------
+
+
+def residual_fits(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """From what a worker goes on with, the codes were taken that the log took, and no others."""
+    match fact:
+        case t.Fed(worker=worker, taken=taken):
+            return _misfed(taken, trace.taken(worker), f"the residual that worker {worker} goes on with")
+    return None
+
+
+def saved_residual_fits(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """So it is in a snapshot, as of its version."""
+    match fact:
+        case t.Saved(version=version, residuals=residuals):
+            for found in residuals:
+                right = trace.taken(found.worker, version)
+                complaint = _misfed(
+                    found.taken, right, f"worker {found.worker}'s residual in the snapshot of {version}"
+                )
+                if complaint:
+                    return complaint
+    return None
+
+
 # --- helpers ----------------------------------------------------------------------------------------
+
+
+def _misfed(taken: Taken, right: Taken, where: str) -> Complaint:
+    if taken == right:
+        return None
+    return f"{where} lacks the codes of {taken[-2:]}, {len(taken)} in all; the log took {right[-2:]}, {len(right)}"
 
 
 def _step(who: Contributor) -> tuple[int, int, int]:
@@ -359,6 +391,8 @@ INVARIANTS: tuple[tuple[str, Invariant, tuple[type[object], ...]], ...] = (
     ("Aged", rules.none_too_old, (t.Said,)),
     ("Aged", rules.all_ages_kept, (t.Ended,)),
     ("Compensated", rules.right_base, (t.MadeUp,)),
+    ("Fed back", residual_fits, (t.Fed,)),
+    ("Fed back", saved_residual_fits, (t.Saved,)),
     ("Bounded", rules.within_bound, (t.Said,)),
     ("Bounded", rules.fresh_enough, (t.Saw,)),
     ("Accounted", rules.leased_to_one, (t.Said,)),

@@ -77,6 +77,16 @@ PLANTS = (
     Plant("every entry makes a contribution older", "Aged", Machines(coordinator=coordinators.AgesByEntries)),
     Plant("a shard forgets how old contributions were", "Aged", Machines(shard=shards.ForgetsAges)),
     Plant("a contribution is taken that is too old", "Aged", Machines(coordinator=coordinators.TakesTooOld)),
+    Plant(
+        "a worker that comes back is not told what the log used",
+        "Fed back",
+        Machines(coordinator=coordinators.ForgetsWhatWasUsed),
+    ),
+    Plant(
+        "a snapshot has the residual of another version",
+        "Fed back",
+        Machines(coordinator=coordinators.RecallsTheOneBefore),
+    ),
     Plant("a worker is not told what was dropped", "Exactly once", Machines(coordinator=coordinators.DropsQuietly)),
     Plant("nobody is given any grace", "Grace", Machines(coordinator=coordinators.GivesNoGrace)),
     Plant("a gradient is made up from the newest", "Compensated", Machines(shard=shards.TakesTheNewestBase)),

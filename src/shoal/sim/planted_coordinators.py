@@ -31,6 +31,29 @@ class TakesTooOld(Coordinator):
         return super()._factor(unit) or (self.policy.weigh(age - 1) if self.policy and age else None)
 
 
+class ForgetsWhatWasUsed(Coordinator):
+    """Tells a worker that comes back that none of its contributions is in the log."""
+
+    def _answer_declared(self, member: Member, now: int) -> list[k.Effect]:
+        self.log.used.pop(member.worker, None)
+        return super()._answer_declared(member, now)
+
+
+class RecallsTheOneBefore(Coordinator):
+    """Has workers save what they had lost one contribution before that of the snapshot."""
+
+    def _snapshot(self, request: m.SnapshotRequest, now: int) -> list[k.Effect]:
+        effects = super()._snapshot(request, now)
+        return [_of_the_clock_before(effect) for effect in effects]
+
+
+def _of_the_clock_before(effect: k.Effect) -> k.Effect:
+    if not isinstance(effect, k.Send) or not isinstance(effect.message, m.Recall):
+        return effect
+    incarnation, clock = effect.message.used
+    return replace(effect, message=msgspec.structs.replace(effect.message, used=(incarnation, clock - 1)))
+
+
 class DropsQuietly(Coordinator):
     """Tells workers that what it dropped is committed."""
 

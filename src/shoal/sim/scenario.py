@@ -169,6 +169,8 @@ class Scenario:
     registered: bool  # a registry says who leads, and coordinators stand by
     outages: tuple[Outage, ...]
     oustings: tuple[Ousting, ...]
+    ahead_chance: float  # of a step after which a worker goes on with its own before it takes what comes
+    feeds_back: bool  # gradients travel by a codec whose losses are made good
     near_servers: bool  # backups read sums where the primary wrote them
     heals_at_ms: int
     paired: bool  # Deterministic is checked: run again under another network seed
@@ -241,6 +243,8 @@ def draw(seed: int) -> Scenario:
         registered=registered,
         outages=_outages(Random(f"outages of {seed}")) if troubled else (),
         oustings=_oustings(Random(f"oustings of {seed}")) if troubled else (),
+        ahead_chance=Random(f"own steps of {seed}").choice([0.0, 0.0, 0.5]),
+        feeds_back=Random(f"codecs of {seed}").random() < 0.5,
         near_servers=Random(f"hosts of {seed}").random() < 0.5,
         heals_at_ms=rng.randint(800, 2400),
         paired=paired,

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import get_args
 
 from shoal.core import machine as k
 from shoal.optim import phases
 from shoal.placement import cut, owned
 from shoal.sim.books import Books, Seat, Who
+from shoal.sim.feedback import Residual, Taken
 from shoal.vocabulary import Contributor, PolicySpec, TableSpec, Weighted
 from shoal.wire import messages as m
 
@@ -99,6 +101,22 @@ class MadeUp:
 
 
 @dataclass(frozen=True)
+class Fed:
+    """A worker goes on with what its codec had lost: the codes of these contributions were taken from it."""
+
+    worker: int
+    taken: Taken
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A snapshot is whole, with these residuals."""
+
+    version: int
+    residuals: tuple[Residual, ...]
+
+
+@dataclass(frozen=True)
 class Entered:
     """An update has entered the log. lacking: servers that follow the log and do not hold its sum."""
 
@@ -159,9 +177,24 @@ class Ended:
 
 
 Fact = (
-    Said | Told | Admitted | Performed | Freed | Published | Saw | MadeUp | Entered | Led | Spoke | Kept | Gone | Ended
+    Said
+    | Told
+    | Admitted
+    | Performed
+    | Freed
+    | Published
+    | Saw
+    | MadeUp
+    | Fed
+    | Saved
+    | Entered
+    | Led
+    | Spoke
+    | Kept
+    | Gone
+    | Ended
 )
-FACTS = (Said, Told, Admitted, Performed, Freed, Published, Saw, MadeUp, Entered, Led, Spoke, Kept, Gone, Ended)
+FACTS = get_args(Fact)
 
 FORGED = -666.0  # a number that only messages of an older epoch carry
 
@@ -411,6 +444,11 @@ class Trace:
         self.offers.clear()
         self.welcomed.clear()  # whoever was, and is in no entry, is not known to the next one
         self.books.forget(self.log)
+
+    def taken(self, worker: int, version: int | None = None) -> Taken:
+        """The contributions of this rank that the log has combined, up to that version."""
+        found = (item.contributor for entry in self.log[:version] for item in entry.contributors)
+        return tuple(who for who in found if who.worker == worker and not who.seeds)
 
     def _completed(self, complete: m.Complete, at_ms: int) -> None:
         """An offer is as good as Ready once all shards say so."""

@@ -15,7 +15,9 @@ from shoal.core import machine as k
 from shoal.core import session as s
 from shoal.core.session import RECEIVING
 from shoal.placement import blocks_of_tensor, cut
+from shoal.sim import trace as t
 from shoal.sim.circles import Met
+from shoal.sim.feedback import Feedback
 from shoal.sim.scenario import Habits, Scenario, work_random
 from shoal.sim.trace import Arena, Tag, Trace
 from shoal.vocabulary import Contributor, Lease, worker_name
@@ -38,6 +40,8 @@ class Life:
     rng: Random  # of timing only; what the worker computes comes from work_random
     act: Callable[[Life, object], None]  # gives the session a command, and performs the effects
     meet: Callable[[Life], None]  # lets the others of its group know that it has joined
+    note: Callable[[t.Fact], None]
+    feedback: Feedback
     letters: deque[object] = field(default_factory=deque)  # effects for the thread
     parameters: dict[int, int] = field(default_factory=dict)  # block -> state, the bound memory
     gradients: dict[int, Tag] = field(default_factory=dict)  # block -> tag
@@ -93,6 +97,7 @@ class Life:
             self.meet(self)
             met = yield (Met,)
         assert isinstance(met, Met)
+        self.session.keeps = self.scenario.feeds_back
         near = range(self.scenario.job.servers) if self.habits.near else ()
         self.command(s.Declare(self.scenario.spec, tuple(near), met.group))
         seeding = yield (k.Seeding,)
@@ -114,6 +119,12 @@ class Life:
             yield from self._push(range(len(cut(self.scenario.spec))))
             self._finish(s.Finish(samples=0, leases=(), rates=self._rates()))
             yield (k.Fresh,)
+        self.feedback.halves.adopt(self.session.used)
+        self._feed()
+
+    def _feed(self) -> None:
+        if self.scenario.feeds_back:
+            self.note(t.Fed(self.habits.rank, self.feedback.taken))
 
     def _steps(self) -> Thread:
         while self.session.clock <= self.habits.stops_after:
@@ -151,19 +162,27 @@ class Life:
         if choice.random() < self.habits.anew_chance:
             yield from self._push(self._used(choice))
             self.command(s.Restart())
+        self.feedback.begin()
         yield from self._push(blocks)
-        self._finish(
-            s.Finish(
-                samples=sum(lease.samples for lease in leases) if leases else choice.randint(1, 4),
-                leases=tuple(lease.identity for lease in leases),
-                rates=self._rates(),
-                multiplier=choice.choice([1.0, 1.0, 0.5]),
-                void=choice.random() < self.habits.void_chance,
-                far=self.habits.far,
-                steps=1 + self.session.clock % 3,
-            )
+        finish = s.Finish(
+            samples=sum(lease.samples for lease in leases) if leases else choice.randint(1, 4),
+            leases=tuple(lease.identity for lease in leases),
+            rates=self._rates(),
+            multiplier=choice.choice([1.0, 1.0, 0.5]),
+            void=choice.random() < self.habits.void_chance,
+            far=self.habits.far,
+            steps=1 + self.session.clock % 3,
         )
-        yield (k.Fresh,)
+        if not finish.void:
+            self.feedback.seal(self._contribution())
+        self._finish(finish)
+        ahead = self._random(20_000 + self.session.clock)
+        if ahead.random() < self.scenario.ahead_chance:
+            yield ahead.randint(*self.habits.compute_ms)  # it takes steps of its own, and then what has come
+        fresh = yield (k.Fresh,)
+        assert isinstance(fresh, k.Fresh)
+        self.feedback.end(fresh.committed)
+        self._feed()
         self.steps += 1
         if choice.random() < self.habits.snapshot_chance:
             self.command(s.Snapshot(f"snapshot-{self.habits.rank}-{self.nonce}-{self.steps}"))
@@ -189,9 +208,11 @@ class Life:
             self.arena.update(self.gradients)
             self.command(s.Push(piece))
 
+    def _contribution(self) -> Contributor:
+        return Contributor(self.session.worker, self.session.incarnation, self.session.clock, self.session.attempt)
+
     def _finish(self, finish: s.Finish) -> None:
-        who = Contributor(self.session.worker, self.session.incarnation, self.session.clock, self.session.attempt)
-        self.contribution = who
+        self.contribution = who = self._contribution()
         mine = self.session.part
         self.trace.finished[who] = {block: tag for block, tag in self.gradients.items() if who.seeds or block in mine}
         self.command(finish)

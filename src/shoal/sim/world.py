@@ -24,12 +24,13 @@ from shoal.core.shard import Shard
 from shoal.sim import trace as t
 from shoal.sim.circles import Circles
 from shoal.sim.faults import Network
+from shoal.sim.feedback import Estate, Feedback, Residual, Taken
 from shoal.sim.frozen import FOR_GOOD, Frozen
 from shoal.sim.invariants import Violation, check
 from shoal.sim.mishaps import Mishaps
 from shoal.sim.registry import Registry
 from shoal.sim.scenario import Scenario
-from shoal.sim.servers import REACHED_MS, Payload, Servers
+from shoal.sim.servers import REACHED_MS, WRITE_MS, Payload, Servers
 from shoal.sim.succession import Succession
 from shoal.sim.transcript import Line
 from shoal.sim.worker import Life, Thread, Wish
@@ -106,6 +107,8 @@ class World:
         self.last_words: dict[int, deque[tuple[str, m.Message, Payload, int]]] = {}  # by nonce
         self._rng = Random(hash((scenario.seed, network_seed, 7)))
         self.servers = Servers(self, self._rng)
+        self.estates: dict[int, Estate] = {}  # by rank
+        self.retained: dict[str, Residual] = {}  # by file of a snapshot
         self.circles = Circles(self, Random(hash((scenario.seed, network_seed, 9))))
         self.succession = Succession(self, Random(hash((scenario.seed, network_seed, 8))))
         self.reign = self.succession.begin()  # the epoch of the coordinator that leads, or led last
@@ -296,8 +299,10 @@ class World:
                             self._entered(message, machine)
                         self.note(t.Said(to, message, self.now))
                     self.send(COORDINATOR, to, message, epoch=epoch)
-                case k.Manifest(version=version):
+                case k.Manifest(version=version, lost=files):
                     self.line(COORDINATOR, "", effect)
+                    if self.heeded(epoch):
+                        self.note(t.Saved(version, tuple(self.retained[file] for file in files)))
                     self.after(MANIFEST_MS, partial(self.step_coordinator, k.Recorded(version), epoch))
                 case k.Keep(placed):
                     self.succession.keep(epoch, placed)
@@ -377,9 +382,24 @@ class World:
                         if server not in life.reached and not self.servers[server].gone:
                             found = k.Regained(server_name(server), near=life.habits.near)
                             self.after(REACHED_MS, partial(self._reached, life, server, found))
+                case k.Retain(seq, _, used):
+                    self.line(life.name, "", effect)
+                    self._retain(life, seq, life.feedback.lost_until(used))
                 case other:
                     self.line(life.name, "", other)
                     life.letters.append(other)
+
+    def _retain(self, life: Life, seq: int, taken: Taken | None) -> None:
+        """Write a residual for a snapshot."""
+        file = "" if taken is None else f"{life.name}-{life.nonce}-{seq}"
+        if taken is not None:
+            self.retained[file] = Residual(life.habits.rank, taken)
+        self.after(WRITE_MS, partial(self._retained, life, k.Retained(seq, file)))
+
+    def _retained(self, life: Life, event: k.Retained) -> None:
+        if not life.over and not self.put_off(life.name, partial(self._retained, life, event)):
+            self.step_session(life, event)
+            self.resume(life)
 
     def _reached(self, life: Life, server: int, found: k.Regained) -> None:
         if not life.over and not self.put_off(life.name, partial(self._reached, life, server, found)):
@@ -474,7 +494,9 @@ class World:
         nonce = 1000 * (rank + 1) + (0 if self.scenario.paired else self._lives_started)
         session = self.machines.session(self.scenario.job.limits)
         habits = self.scenario.workers[rank]
-        life = Life(self.scenario, habits, nonce, session, self.trace, self._rng, self.step_session, self.circles.meet)
+        feedback = Feedback(self.estates.setdefault(rank, Estate()))
+        ways = (self.step_session, self.circles.meet, self.note)
+        life = Life(self.scenario, habits, nonce, session, self.trace, self._rng, *ways, feedback)
         self.lives[rank] = life
         if habits.group:
             self.circles.enter(life)

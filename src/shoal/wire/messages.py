@@ -45,6 +45,7 @@ import msgspec
 from shoal.vocabulary import Block, Dataset, Lease, PolicySpec
 from shoal.wire import fleet
 from shoal.wire.forming import (
+    NOTHING,
     Accepted,
     Attach,
     Attached,
@@ -124,9 +125,9 @@ class SnapshotRequest(Message, frozen=True, array_like=True, tag=True):
 
 class Recall(Message, frozen=True, array_like=True, tag=True):
     """Asks for a worker's random state as it was when the worker began to compute `clock`; 0: the newest. What its
-    codecs had lost by then it writes itself.
+    codecs had lost up to the contribution `used` (incarnation, clock), it writes itself.
 
-    seq: of the snapshot's entry. path: of the snapshot.
+    seq: of the snapshot's entry. path: of the snapshot. used: the worker's last contribution in the log up to there.
     """
 
     worker: int
@@ -134,6 +135,7 @@ class Recall(Message, frozen=True, array_like=True, tag=True):
     seq: int
     clock: int
     path: str = ""
+    used: tuple[int, int] = NOTHING
 
 
 class Recalled(Message, frozen=True, array_like=True, tag=True):
