@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--loader", type=int, default=0, help="so many samples, two passes, in batches of 2")
     parser.add_argument("--local", type=int, default=0, help="steps in a window of LocalSteps")
     parser.add_argument("--push", default="")
+    parser.add_argument("--pull", default="")
     options = parser.parse_args()
     torch.set_num_threads(1)
     ps = shoal.connect()
@@ -57,7 +58,7 @@ def main() -> None:
     if options.local:
         inner = torch.optim.SGD(model.parameters(), lr=0.002)
         sync = shoal.LocalSteps(every=options.local, inner=inner)
-        opt = ps.optimizer(model, sync=sync, group=group, push=options.push)
+        opt = ps.optimizer(model, sync=sync, group=group, push=options.push, pull=options.pull)
     elif options.sharded and not alone:
         for layer in layers:
             fully_shard(layer)
@@ -65,9 +66,9 @@ def main() -> None:
         opt = ps.optimizer(model, shoal.SGD(lr=0.002, momentum=0.9))
     elif options.wrapped and not alone:
         model = DistributedDataParallel(model)
-        opt = ps.optimizer(model, shoal.SGD(lr=0.002, momentum=0.9), push=options.push)
+        opt = ps.optimizer(model, shoal.SGD(lr=0.002, momentum=0.9), push=options.push, pull=options.pull)
     else:
-        opt = ps.optimizer(model, shoal.SGD(lr=0.002, momentum=0.9), group=group, push=options.push)
+        opt = ps.optimizer(model, shoal.SGD(lr=0.002, momentum=0.9), group=group, push=options.push, pull=options.pull)
     taken = 0
 
     def step(inputs: Tensor, targets: Tensor) -> None:

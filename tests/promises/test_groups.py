@@ -67,7 +67,9 @@ def test_a_group_and_a_worker_learn_what_two_workers_do_with_the_bytes_of_two(tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "arguments", [("--wrapped",), ("--sharded",), ("--push", "int8"), ("--local", "2")], ids=lambda item: item[0]
+    "arguments",
+    [("--wrapped",), ("--sharded",), ("--push", "int8", "--pull", "int8"), ("--local", "2")],
+    ids=lambda item: item[0],
 )
 def test_groups_learn_what_workers_do(arguments: tuple[str, ...], tmp_path: Path) -> None:
     alone = run(tmp_path / "alone", 2, "--plain", *arguments)
