@@ -191,6 +191,16 @@ def test_who_asks_again_for_what_it_has_may_compute_on_either() -> None:
     assert bases.compensation(ADAPTIVE, [Weighted(Contributor(1, 1, 1, 0), 1.0)], 5).needed == (2, 5)
 
 
+def test_the_ranks_of_a_group_have_one_base_or_none() -> None:
+    bases = Bases()
+    bases.add(m.Commit(1, 3, "cut", release=((0, 1), (1, 1), (2, 1))), 2)
+    ranks = [Weighted(Contributor(rank, 1, 1, 0), 1.0, version=3) for rank in range(2)]
+    assert bases.compensation(ADAPTIVE, ranks, 5) == k.Compensation(2.0, 0.95, base=2, present=5, needed=(2,))
+    bases.add(m.Commit(1, 6, "cut", release=((1, 1),)), 5)
+    apart = [ranks[0], Weighted(Contributor(1, 1, 1, 0), 1.0, version=6)]
+    assert bases.compensation(ADAPTIVE, apart, 5).base == k.UNKNOWN
+
+
 def end_of_a_quadratic(form: DelayCompensated | None, age: int = 4) -> float:
     """How far from its minimum sum of h x^2 / 2 is after 40 steps of gradients that are `age` updates old."""
     curvature = torch.linspace(0.5, 3.0, 50)

@@ -114,8 +114,10 @@ class CombinesAhead(Shard):
 
 
 def _a_clock_later(item: Weighted) -> Weighted:
+    """Where no other entry comes between, it is computed on the next version."""
     who = item.contributor
-    return msgspec.structs.replace(item, contributor=msgspec.structs.replace(who, clock=who.clock + 1))
+    later = msgspec.structs.replace(who, clock=who.clock + 1)
+    return msgspec.structs.replace(item, contributor=later, version=item.version + 1)
 
 
 class CompletesTooSoon(Shard):

@@ -491,7 +491,9 @@ class World:
         if rank in self.lives:
             return
         self._lives_started += 1
-        nonce = 1000 * (rank + 1) + (0 if self.scenario.paired else self._lives_started)
+        # Of a pair of runs, the same in both: not by the order of starts. But every life has one of its own.
+        lives = sum(known // 1000 == rank + 1 for known in self.last_words)
+        nonce = 1000 * (rank + 1) + (lives if self.scenario.paired else self._lives_started)
         session = self.machines.session(self.scenario.job.limits)
         habits = self.scenario.workers[rank]
         feedback = Feedback(self.estates.setdefault(rank, Estate()))

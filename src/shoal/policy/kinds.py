@@ -1,125 +1,20 @@
-"""Consistency policies: small frozen values with pure functions over a view of the job.
-
-Sync is bulk synchronous parallel; with a quorum below 1 it is Sync with backup workers (Chen et
-al. 2016, arXiv 1604.00981): gradients that come after their commit are dropped. Bounded is stale
-synchronous parallel (Ho et al. 2013): a worker's parameters contain every contribution of every
-live worker for clocks up to its own minus the staleness bound. Async is Bounded without a bound.
-
-With a grace Sync waits a little longer for those that the quorum leaves behind. Decoupled is that without a common
-clock: whatever is ready when quorum and grace are over is one commit, and who comes later is in the next (Decoupled
-DiLoCo, arXiv 2604.21428).
-
-Bounded and Async may take the age of a contribution into account, the updates since the version it was computed on
-(core/ages.py): by a weight, as in staleness-aware Async-SGD (Zhang et al. 2016, arXiv 1511.05950, equation 5, which
-divides the learning rate by the staleness), by a bound, above which a contribution is dropped, or by compensation for
-what has changed meanwhile (DC-ASGD: Zheng et al. 2017, arXiv 1609.08326), which servers do (core/compensation.py).
-"""
+"""The policies, and the data that stands for them."""
 
 from __future__ import annotations
 
-import ast
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 from shoal.errors import ConfigurationError
+from shoal.policy.base import Go, Policy, View, Wait
+from shoal.policy.delay import DelayCompensated
 from shoal.vocabulary import NO_AGE_MAX, PolicySpec
-
-
-@dataclass(frozen=True)
-class DelayCompensated:
-    """DC-ASGD: a gradient g that was computed on parameters w_then becomes what it would about be on w_now, by a first
-    order Taylor expansion with g g^T in place of the Hessian (Zheng et al., arXiv 1609.08326, equation 10):
-
-        g' = g + lambda g * g * (w_now - w_then)
-
-    The adaptive form (DC-ASGD-a) has, for each element, lambda = rate / sqrt(square + 1e-7), where
-    square = mean_square square + (1 - mean_square) g * g; with mean_square=0 lambda is the rate everywhere (DC-ASGD-c).
-    ConfigurationError for a rate that is not above 0, or a mean_square outside [0, 1).
-    """
-
-    rate: float = 2.0
-    mean_square: float = 0.95
-
-    def __post_init__(self) -> None:
-        for value, least, what in (
-            (self.rate, math.ulp(0.0), "rate must be a number above 0"),
-            (self.mean_square, 0.0, "mean_square must be a number from 0 (a constant rate) up to, not including, 1"),
-        ):
-            given: object = value  # users write what they like
-            number = isinstance(given, (int, float)) and not isinstance(given, bool) and math.isfinite(given)
-            if not number or value < least or (what.startswith("mean") and value >= 1):
-                raise ConfigurationError(f"{self!r}: {what}, as in DelayCompensated(rate=2.0, mean_square=0.95)")
-
 
 Known: TypeAlias = "Sync | Bounded | Async | Decoupled"
 Weight = Literal["equal", "inverse"] | DelayCompensated
 NAMED = ("equal", "inverse")
 DELAY = "delay"  # the name of DelayCompensated in a PolicySpec
-
-
-@dataclass(frozen=True)
-class View:
-    """What a policy may know. Workers that are parked without samples are not in it.
-
-    clocks: the clock that each live, busy worker is working on, or has made ready.
-    ready: workers whose contribution for their clock is complete and not yet committed; waited_ms: for how long each
-    of them has been.
-    """
-
-    clocks: Mapping[int, int]
-    ready: frozenset[int]
-    waited_ms: Mapping[int, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Go:
-    """Commit these workers' contributions as one entry (in worker order)."""
-
-    workers: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Wait:
-    """left_ms: above 0: by then the answer is another one, if nothing happens before."""
-
-    reason: str
-    left_ms: int = 0
-
-
-class Policy(Protocol):
-    """Decides what is committed, and when a worker may go on."""
-
-    @property
-    def spec(self) -> PolicySpec: ...
-
-    @property
-    def lockstep(self) -> bool:
-        """True: all workers share one clock, and a commit settles it for all of them."""
-        ...
-
-    @property
-    def still(self) -> bool:
-        """True: parameters do not change while any member computes on them, so it need not copy them."""
-        ...
-
-    def commit(self, view: View) -> Go | Wait:
-        """The next entry to append, if any; called again after each Go."""
-        ...
-
-    def read(self, view: View, finished: int) -> Wait | None:
-        """None: a worker that finished clock `finished` may have parameters and go on."""
-        ...
-
-    def weigh(self, age: int) -> float | None:
-        """The factor of a contribution that is so many updates old; None: it is too old, and dropped."""
-        ...
-
-    @property
-    def compensation(self) -> DelayCompensated | None:
-        """How servers make up for what has changed since a gradient was computed; None: they do not."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -403,55 +298,4 @@ def _ages(spec: PolicySpec) -> tuple[Weight, int | None]:
     return known[spec.weight], None if spec.age_max == NO_AGE_MAX else spec.age_max
 
 
-def in_words(spec: PolicySpec) -> str:
-    """The policy as one writes it in a script, without what is as usual: Async(age_max=16)."""
-    policy = from_spec(spec)
-    given = [(item, getattr(policy, item.name)) for item in fields(policy)]
-    told = [f"{item.name}={value!r}" for item, value in given if value != item.default]
-    return f"{type(policy).__name__}({', '.join(told)})"
-
-
-def parsed(text: str) -> Known:
-    """The policy that is written as in a script, such as Bounded(staleness=3), or by its name alone where that is
-    enough (ConfigurationError for anything else)."""
-    try:
-        call = ast.parse(text.strip().replace("shoal.", ""), mode="eval").body
-        if isinstance(call, ast.Name):
-            call = ast.Call(call, [], [])
-        found: Known = _called(call, {kind.__name__.lower(): kind for kind in KINDS})
-        return found
-    except (SyntaxError, ValueError, KeyError, TypeError):
-        examples = "Sync(), 'Sync(quorum=0.9)', 'Bounded(staleness=3)', 'Async(weight=\"inverse\", age_max=16)'"
-        raise ConfigurationError(f"{text!r} is no policy: write it as in a script, such as {examples}") from None
-
-
-def _called(call: ast.expr, known: Mapping[str, Any]) -> Any:
-    """What a call of one of these, by lower-case name, makes; or the literal that it is."""
-    if not isinstance(call, ast.Call):
-        if known is not WEIGHTS:
-            raise ValueError(call)
-        return ast.literal_eval(call)
-    kind = known[call.func.id.lower() if isinstance(call.func, ast.Name) else ""]
-    given = {item.arg or "": _called(item.value, WEIGHTS) for item in call.keywords}
-    return kind(*(_called(value, WEIGHTS) for value in call.args), **given)
-
-
-def harm(policy: Policy, rule: str) -> str:
-    """What is known to go wrong with a rule (by name) under this policy, and what helps; "": nothing.
-
-    A small GPT lost 0.57 nats to AdamW at 1e-3 with gradients 4 updates old, and neither weights nor DC-ASGD gave them
-    back: moments mix what was computed on different parameters. Simulated; ours (issue 5 of this repository).
-    """
-    stale = isinstance(policy, Async | Decoupled) or (isinstance(policy, Bounded) and policy.staleness > 0)
-    if not stale or rule not in MOMENTS:
-        return ""
-    return (
-        f"{in_words(policy.spec)} with {MOMENTS[rule]} is known to harm: its moments mix gradients that were computed "
-        f"on different parameters. Use shoal.Sync(quorum=0.9), which waits for no straggler, shoal.LocalSteps(...), or "
-        f"shoal.SGD; `shoal status` shows how old contributions are"
-    )
-
-
-WEIGHTS: Mapping[str, Any] = {"delaycompensated": DelayCompensated}
 KINDS: tuple[type[Known], ...] = (Sync, Bounded, Async, Decoupled)
-MOMENTS = {"adam": "Adam", "adamw": "AdamW", "lamb": "LAMB"}  # rules of Adam's family
