@@ -68,11 +68,14 @@ class FakeWorker:
         self.clock, self.version = 1, 1
         return Fresh(1, 1, True)
 
-    def push(self, tensor: int, gradient: np.ndarray) -> None:
+    encodes = False
+
+    def push(self, tensor: int, gradient: np.ndarray) -> bool:
         assert gradient.dtype == np.uint8
         assert gradient.size == self.bound[tensor].size
         self.pushed[tensor], self.views[tensor] = gradient.copy(), gradient  # sends at once: the eager extreme
         self.pushes.append(tensor)
+        return True
 
     def rescale(self, multiplier: float) -> bool:
         return False

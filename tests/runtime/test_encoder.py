@@ -114,3 +114,14 @@ def test_servers_on_this_host_read_it_where_it_is_encoded() -> None:
         np.testing.assert_array_equal(push(encoder, tensor, gradient(3)), push(own, tensor, gradient(3)))
     for block in cut(SPEC):
         assert memory[layout.pushed[block.index]] == own.block(block.index)
+
+
+@pytest.mark.parametrize("tensor", range(len(PUSHES)), ids=[push or "plain" for push in PUSHES])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_it_tells_what_is_not_finite_and_which_blocks_are_done(encoder: Encoder, tensor: int, value: float) -> None:
+    values, done = gradient(1), list[int]()
+    assert encoder.encode(tensor, values.view(np.uint8), 0, 1, done.append)
+    assert done == [block.index for block in cut(SPEC) if block.tensor == tensor]
+    values[ELEMENTS - 1] = value
+    encoder.restart()
+    assert not encoder.encode(tensor, values.view(np.uint8), 0, 1)

@@ -76,6 +76,22 @@ def copy_bits32(destination: npt.NDArray[np.uint32], source: npt.NDArray[np.uint
 
 
 @kernel
+def largest_bits32(values: npt.NDArray[np.uint32]) -> np.uint32:
+    largest = np.uint32(0)
+    for i in range(values.size):
+        largest = max(largest, np.uint32(values[i] & _MAGNITUDE_32))
+    return largest
+
+
+@kernel
+def largest_bits16(values: npt.NDArray[np.uint16]) -> np.uint16:
+    largest = np.uint16(0)
+    for i in range(values.size):
+        largest = max(largest, np.uint16(values[i] & _MAGNITUDE_16))
+    return largest
+
+
+@kernel
 def copy_bits16(destination: npt.NDArray[np.uint16], source: npt.NDArray[np.uint16]) -> np.uint16:
     largest = np.uint16(0)
     for i in range(destination.size):

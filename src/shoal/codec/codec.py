@@ -64,6 +64,12 @@ class Codec:
         """encode(encoded, values): encoded = values, rounded to nearest even."""
         return arrays.encode_of(self.narrow)
 
+    def finite(self, values: Encoded) -> bool:
+        """Whether all of these encoded elements are."""
+        wide = np.dtype(self.item).itemsize == 4
+        bits: Encoded = read_only(values).view(np.uint32 if wide else np.uint16)
+        return int(arrays.largest_bits32(bits) if wide else arrays.largest_bits16(bits)) < self.infinity
+
     def copy_finite(self, destination: Encoded, source: Encoded, past_caches: bool = False) -> bool:
         """Copy encoded elements and tell, in the same pass, whether all of them are finite.
 

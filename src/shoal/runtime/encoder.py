@@ -7,6 +7,8 @@ no commit took lost all of it: then e = p. A step that is taken back, or was voi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -61,11 +63,16 @@ class Encoder:
         if self._residuals is not None:
             self._residuals.load(arrays)
 
-    def encode(self, tensor: int, gradient: Bytes, worker: int, clock: int) -> None:
-        """Take in a gradient: its bytes, row-major, in the parameter's dtype. worker, clock: what chance depends on."""
+    def encode(
+        self, tensor: int, gradient: Bytes, worker: int, clock: int, done: Callable[[int], None] = lambda _: None
+    ) -> bool:
+        """Take in a gradient: its bytes, row-major, in the parameter's dtype; returns whether all of it is finite.
+
+        worker, clock: what chance depends on. done: told of each block as soon as it is encoded.
+        """
         item = self._spec.tensors[tensor]
         codec, plain = push_codec(item), codec_for(item.dtype)
-        values = gradient.view(plain.item)
+        values, finite = gradient.view(plain.item), True
         if _fed(codec) and self._residuals is not None:
             self._residuals.begin()
             self._pending.add(tensor)
@@ -74,12 +81,15 @@ class Encoder:
             block, encoded = cut(self._spec)[index], np.frombuffer(self.block(index), codec.item)
             chance = chance_of(worker, clock, index)
             if isinstance(codec, LowRank):
+                finite &= plain.finite(values[block.start : block.stop])
                 self._encode_whole(tensor, codec, values, block, encoded)
+                done(index)
                 continue
             assert isinstance(codec, Codec | Recorded)
             for start in range(0, block.elements, PIECE_ELEMENTS):
                 stop = min(start + PIECE_ELEMENTS, block.elements)
                 place, target = slice(block.start + start, block.start + stop), encoded[_span(codec, start, stop)]
+                finite &= plain.finite(values[place])  # brings it into the cache as well
                 if codec is plain:
                     target[:] = values[place]
                     continue
@@ -87,6 +97,8 @@ class Encoder:
                 encode(codec, target, meant, chance + start)
                 if isinstance(codec, Packed) and codec.feedback:
                     codec.add(meant, read_only(target), np.float32(-1))  # it is this step's residual already
+            done(index)
+        return finite
 
     def block(self, index: int) -> memoryview:
         """The bytes of a block, as encoded last."""

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -239,18 +240,30 @@ class Worker:
         if self._node.shared is not None:
             self._node.shared.region.renew()
 
-    def push(self, tensor: int, gradient: Bytes) -> None:
-        """Send a gradient (its bytes, row-major), which must not change until step() returns. From any thread."""
+    @property
+    def encodes(self) -> bool:
+        """Whether gradients travel otherwise than they are, so that push() tells whether they are finite."""
+        return self._node.encoder is not None
+
+    def push(self, tensor: int, gradient: Bytes) -> bool:
+        """Send a gradient (its bytes, row-major), which must not change until step() returns. From any thread.
+
+        False: it was encoded, and some of it is not finite.
+        """
         self.finish_step()
+        assert self._spec is not None, "the table comes first"
         encoder, shared, failed = self._node.encoder, self._node.shared, self._node.failure is not None
+        near, finite = self._all_near and not failed, True
         if encoder is not None and not failed:
-            encoder.encode(tensor, gradient, self.rank, self.clock)
+            send = partial(self._post, self._node.push, tensor, gradient)
+            finite = encoder.encode(tensor, gradient, self.rank, self.clock, _stays if near else send)
         elif shared is not None and not failed:
             gradient = shared.take_in(tensor, gradient)
-        if self._all_near and not failed:
+        if near:
             self._written.append(tensor)  # it is where it must be; the servers are told at the end of the step
-            return
-        self._post(self._node.push, tensor, gradient)
+        elif encoder is None or failed:
+            self._post(self._node.push, tensor, gradient, *blocks_of_tensor(self._spec)[tensor])
+        return finite
 
     def restart(self) -> None:
         """Forget what was pushed for this clock; push everything again."""
@@ -508,6 +521,10 @@ class Worker:
         self._thread.call(self._node.close())
         if self._owns_thread:
             self._thread.stop()
+
+
+def _stays(block: int) -> None:
+    """An encoded block that is where it must be."""
 
 
 def _number(name: str, value: object) -> float:

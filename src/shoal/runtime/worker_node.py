@@ -105,10 +105,10 @@ class WorkerNode(Node):
         self.event(s.Push(tuple(range(len(cut(self.session.spec))))))
         self.event(s.Finish(samples=1, leases=(), rates=()))
 
-    def push(self, tensor: int, gradient: Bytes) -> None:
-        assert self.session.spec is not None
+    def push(self, tensor: int, gradient: Bytes, *blocks: int) -> None:
+        """Send these blocks of a tensor."""
         self.gradients[tensor] = gradient
-        self.event(s.Push(blocks_of_tensor(self.session.spec)[tensor]))
+        self.event(s.Push(blocks))
 
     def finish(self, tensors: Sequence[int], finish: s.Finish, answer: Future[k.Effect]) -> None:
         """Push what lies in shared memory, all at once, and end the step."""

@@ -96,7 +96,7 @@ class Outbox:
                     streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
                 slots.append(Slot(index, item, CudaReading(item.parameter, streams[device])))
             else:
-                slots.append(Slot(index, item, Reading(item.parameter, large)))
+                slots.append(Slot(index, item, Reading(item.parameter, large, checks=not worker.encodes)))
         memory = worker.gradient_arena() if streams else None
         return cls(worker, slots, PageLock(memory) if memory is not None else None)
 
@@ -167,7 +167,7 @@ class Outbox:
             return
         slot.reading.begin(gradient, self._place(slot))
         if slot.reading.landed(wait=False):
-            self.worker.push(slot.index, slot.reading.bytes)
+            self._push(slot)
             return
         with self.lock:
             self.flight.append(slot)
@@ -185,7 +185,12 @@ class Outbox:
             landed = [slot for slot in self.flight if slot.reading.landed(wait)]
             self.flight = [slot for slot in self.flight if slot not in landed]
         for slot in landed:
-            self.worker.push(slot.index, slot.reading.bytes)
+            self._push(slot)
+
+    def _push(self, slot: Slot) -> None:
+        finite = self.worker.push(slot.index, slot.reading.bytes)
+        if not slot.reading.checks:
+            slot.reading.finite = finite
 
 
 def _check(item: Named, gradient: Tensor) -> None:

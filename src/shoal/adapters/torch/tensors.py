@@ -105,8 +105,10 @@ class Landing:
 class Reading:
     """Brings one parameter's gradients to host memory. This one returns with the bytes in place."""
 
-    def __init__(self, parameter: Tensor, past_caches: bool = False) -> None:
-        """past_caches: all gradients together are more than caches hold."""
+    def __init__(self, parameter: Tensor, past_caches: bool = False, checks: bool = True) -> None:
+        """past_caches: all gradients together are more than caches hold. checks: False: whoever takes the bytes says
+        whether they are finite."""
+        self.checks = checks
         self._host: Tensor | None = None
         self._parameter = parameter
         self._past_caches = past_caches
@@ -129,7 +131,8 @@ class Reading:
             self.finite = self._codec.copy_finite(self._typed_place, bits, self._past_caches)
             self.bytes = place
             return
-        self.finite = all(math.isfinite(bound.item()) for bound in torch.aminmax(gradient.detach()))
+        if self.checks:
+            self.finite = all(math.isfinite(bound.item()) for bound in torch.aminmax(gradient.detach()))
         if plain:
             self.bytes = wire_bytes(gradient)
             return
