@@ -43,9 +43,6 @@ class Open:
     host: str = ""
 
 
-Audience = tuple[int, int, bool]  # a worker, its incarnation, and whether it reads parameters here
-
-
 @dataclass
 class Progress:
     """The commit being worked on: which phases have yet to be measured, and what the others added up to."""
@@ -54,7 +51,7 @@ class Progress:
     remaining: list[str]
     factors: tuple[tuple[str, tuple[float, ...]], ...] = ()
     norms: m.Norms | None = None  # sent, and waiting for its Factors
-    published: dict[Audience, set[int]] = field(default_factory=dict)  # blocks that a worker was given already
+    published: set[int] = field(default_factory=set)  # blocks that workers have been sent already
 
 
 @dataclass(frozen=True)
@@ -414,21 +411,19 @@ class Shard:
         return k.Publish(worker, incarnation, self.version, blocks, base, still)
 
     def _updated(self, updated: k.Updated) -> list[k.Effect]:
-        """The commit that is being applied is in the log: what is ready of its version need not wait for the rest, but
-        on its way to workers that read it here, and have to see whether it changes meanwhile."""
+        """The commit that is being applied is in the log: what is ready of its version need not wait for the rest, on
+        its way to workers that do not read it here."""
         progress = self.progress
         if not isinstance(self.running, k.Apply) or self.running.seq != updated.seq or progress is None:
             return []
         if not self.replica.leads or progress.commit.switch is not None:
             return []
-        effects: list[k.Effect] = []
-        for worker, incarnation, base in self._released(progress.commit):
-            near, still = self.near.get(worker) == incarnation, self.policy.still
-            blocks = self._part(progress.commit, worker, updated.blocks)
-            if blocks and (still or not near):
-                progress.published.setdefault((worker, incarnation, near), set()).update(blocks)
-                effects.append(k.Publish(worker, incarnation, updated.seq, blocks, base, still))
-        return effects
+        progress.published.update(updated.blocks)
+        return [
+            k.Publish(worker, incarnation, updated.seq, blocks, base, self.policy.still)
+            for worker, incarnation, base in self._released(progress.commit)
+            if self.near.get(worker) != incarnation and (blocks := self._part(progress.commit, worker, updated.blocks))
+        ]
 
     def _released(self, commit: m.Commit) -> list[tuple[int, int, int]]:
         """Who is to have the version of this commit (worker, incarnation), and the one they were given before."""
@@ -537,11 +532,10 @@ class Shard:
         self.bases.add(commit, self.accounts.updated)
         if commit.switch is not None:
             self.given.clear()  # what was on its way when parameters began to change is no base for anything
+        rest = tuple(block for block in self.blocks if block not in published)
         effects: list[k.Effect] = []
         for worker, incarnation, base in self._released(commit) if self.replica.leads else ():
-            given = published.get((worker, incarnation, self.near.get(worker) == incarnation), set[int]())
-            rest = tuple(block for block in self.blocks if block not in given)
-            blocks = self._part(commit, worker, rest)
+            blocks = self._part(commit, worker, self.blocks if self.near.get(worker) == incarnation else rest)
             effects += [self._publish(worker, incarnation, blocks, base)] if blocks else []
         self.given.update({worker: (incarnation, self.version) for worker, incarnation in commit.release})
         if commit.contributors:
