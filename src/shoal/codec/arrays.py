@@ -76,6 +76,19 @@ def copy_bits32(destination: npt.NDArray[np.uint32], source: npt.NDArray[np.uint
 
 
 @kernel
+def copy_bits16(destination: npt.NDArray[np.uint16], source: npt.NDArray[np.uint16]) -> np.uint16:
+    largest = np.uint16(0)
+    for i in range(destination.size):
+        bits = source[i]
+        destination[i] = bits
+        largest = max(largest, np.uint16(bits & _MAGNITUDE_16))
+    return largest
+
+
+# The same of values that stay where they are.
+
+
+@kernel
 def largest_bits32(values: npt.NDArray[np.uint32]) -> np.uint32:
     largest = np.uint32(0)
     for i in range(values.size):
@@ -88,14 +101,4 @@ def largest_bits16(values: npt.NDArray[np.uint16]) -> np.uint16:
     largest = np.uint16(0)
     for i in range(values.size):
         largest = max(largest, np.uint16(values[i] & _MAGNITUDE_16))
-    return largest
-
-
-@kernel
-def copy_bits16(destination: npt.NDArray[np.uint16], source: npt.NDArray[np.uint16]) -> np.uint16:
-    largest = np.uint16(0)
-    for i in range(destination.size):
-        bits = source[i]
-        destination[i] = bits
-        largest = max(largest, np.uint16(bits & _MAGNITUDE_16))
     return largest

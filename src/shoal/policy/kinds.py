@@ -64,8 +64,37 @@ class Sync:
         return None
 
 
+class _OneByOne:
+    """What policies share that commit each contribution as it becomes ready, of whatever age it is by then."""
+
+    weight: Weight
+    age_max: int | None
+
+    @property
+    def lockstep(self) -> bool:
+        return False
+
+    @property
+    def still(self) -> bool:
+        return False
+
+    def commit(self, view: View) -> Go | Wait:
+        if not view.ready:
+            return Wait("no worker is ready")
+        return Go((min(view.ready, key=lambda worker: (view.clocks.get(worker, 0), worker)),))
+
+    def weigh(self, age: int) -> float | None:
+        if self.age_max is not None and age > self.age_max:
+            return None
+        return 1.0 / (1 + age) if self.weight == "inverse" else 1.0
+
+    @property
+    def compensation(self) -> DelayCompensated | None:
+        return self.weight if isinstance(self.weight, DelayCompensated) else None
+
+
 @dataclass(frozen=True)
-class Bounded:
+class Bounded(_OneByOne):
     """Commit each contribution as it becomes ready; no worker runs more than `staleness` clocks ahead.
 
     weight, age_max: as of Async.
@@ -88,17 +117,6 @@ class Bounded:
     def spec(self) -> PolicySpec:
         return PolicySpec("bounded", staleness=self.staleness, **_in_spec(self.weight, self.age_max))
 
-    @property
-    def lockstep(self) -> bool:
-        return False
-
-    @property
-    def still(self) -> bool:
-        return False
-
-    def commit(self, view: View) -> Go | Wait:
-        return _first_ready(view)
-
     def read(self, view: View, finished: int) -> Wait | None:
         behind = {worker: clock for worker, clock in view.clocks.items() if clock < finished + 1 - self.staleness}
         if not behind:
@@ -106,16 +124,9 @@ class Bounded:
         worker, clock = min(behind.items(), key=lambda item: (item[1], item[0]))
         return Wait(f"worker {worker} is at clock {clock}, more than {self.staleness} behind {finished + 1}")
 
-    def weigh(self, age: int) -> float | None:
-        return _weigh(self.weight, self.age_max, age)
-
-    @property
-    def compensation(self) -> DelayCompensated | None:
-        return self.weight if isinstance(self.weight, DelayCompensated) else None
-
 
 @dataclass(frozen=True)
-class Async:
+class Async(_OneByOne):
     """Commit each contribution as it becomes ready; nobody waits for anybody.
 
     weight: what a contribution counts that is `age` updates old: "equal", as much as any, or "inverse", 1 / (1 + age);
@@ -134,26 +145,8 @@ class Async:
     def spec(self) -> PolicySpec:
         return PolicySpec("async", **_in_spec(self.weight, self.age_max))
 
-    @property
-    def lockstep(self) -> bool:
-        return False
-
-    @property
-    def still(self) -> bool:
-        return False
-
-    def commit(self, view: View) -> Go | Wait:
-        return _first_ready(view)
-
     def read(self, view: View, finished: int) -> Wait | None:
         return None
-
-    def weigh(self, age: int) -> float | None:
-        return _weigh(self.weight, self.age_max, age)
-
-    @property
-    def compensation(self) -> DelayCompensated | None:
-        return self.weight if isinstance(self.weight, DelayCompensated) else None
 
 
 @dataclass(frozen=True)
@@ -222,18 +215,6 @@ def _check_grace(policy: object, grace: object) -> None:  # users write what the
     number = isinstance(grace, (int, float)) and not isinstance(grace, bool)
     if not number or not 0 <= grace < math.inf:  # type: ignore[operator]
         raise ConfigurationError(f"{policy!r}: grace must be a number of seconds, 0 or more")
-
-
-def _first_ready(view: View) -> Go | Wait:
-    if not view.ready:
-        return Wait("no worker is ready")
-    return Go((min(view.ready, key=lambda worker: (view.clocks.get(worker, 0), worker)),))
-
-
-def _weigh(weight: Weight, age_max: int | None, age: int) -> float | None:
-    if age_max is not None and age > age_max:
-        return None
-    return 1.0 / (1 + age) if weight == "inverse" else 1.0
 
 
 def _check_ages(kind: str, weight: object, age_max: object) -> None:  # users write what they like
