@@ -8,7 +8,7 @@ time (Push, Restart and Tell apart, which wait for nothing, and Snapshot, which 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from shoal.config import Limits
@@ -17,6 +17,7 @@ from shoal.core.arrival import Arrival
 from shoal.core.backoff import Backoff
 from shoal.core.commands import Await, Begin, Declare, Finish, Leave, Push, Restart, Snapshot, Take, Tell
 from shoal.core.courier import Courier
+from shoal.core.recollection import Recollection
 from shoal.core.silence import Silence, blame
 from shoal.placement import cut, owned
 from shoal.policy import from_spec
@@ -36,7 +37,6 @@ WAITS_FOR = {  # what a deadline error says of each parked state
     "leave": "leave to go",
 }
 FORMING = ("join", "declare", "start")  # parked in one of these, a worker does not compute yet
-RETAINED_MAX = 4  # answers that may have to be repeated
 RECEIVING = ("start", "step", "lease")  # parked in one of these, the bound memory may be written
 
 
@@ -77,16 +77,13 @@ class Session:
     saving: m.SnapshotRequest | None = None  # beside whatever the training thread does
     saving_at: int = 0
     saving_again: Backoff = field(init=False)
-    random: dict[int, Callable[[], bytes]] = field(default_factory=dict)  # by clock: random state at its beginning
-    recalls: dict[int, m.Recall] = field(default_factory=dict)  # asked for snapshots, not answered; by entry
+    recollection: Recollection = field(default_factory=Recollection)
     near: set[int] = field(default_factory=set)  # shards whose servers share memory
     unattached: set[int] = field(default_factory=set)  # those of them that have not answered yet
     attaching: Backoff = field(init=False)
     pace: float = 1.0  # its speed by the fastest worker's, as the coordinator said last
     still: bool = False  # parameters do not change while it computes, by the last that came
     used: tuple[int, int] = NOTHING  # the last contribution of an earlier life that is in the log
-    keeps: bool = False  # its codecs lose what the next contribution has to make good
-    retained: dict[int, str] = field(default_factory=dict)  # by entry of a snapshot: the file of that
     seeds: bool = False  # it was told to push the initial parameters
     arrival: Arrival = field(default_factory=Arrival)
     couriers: list[Courier] = field(default_factory=list)  # by shard
@@ -124,8 +121,8 @@ class Session:
                     self.silence.heard(now)  # it may be gone: another one has all of a lease to take its place
                 return []
             case k.Retained(seq, file):
-                self.retained = {**dict(sorted(self.retained.items())[-RETAINED_MAX:]), seq: file}
-                return self._recall()
+                self.recollection.written(seq, file)
+                return self._recalled()
             case Push(blocks):
                 who = self._identity()
                 mine = [block for block in blocks if block in self.part or who.seeds]
@@ -281,32 +278,15 @@ class Session:
                     return []
                 self.saving = None
                 return [k.Snapshotted(path, version, error)]
-            case m.Recall(seq=seq):
-                known = not self.keeps or seq in self.recalls or seq in self.retained
-                self.recalls[seq] = message
-                return self._recall() if known else [k.Retain(seq, message.path, message.used), *self._recall()]
+            case m.Recall():
+                return [*self.recollection.asks(message, self.parked == "lease"), *self._recalled()]
             case _:
                 return []
 
-    def _recall(self) -> list[k.Effect]:
-        """Tell the random states that were asked for, as far as the training thread has come to those clocks."""
-        asked = [recall for seq, recall in self.recalls.items() if not self.keeps or seq in self.retained]
-        found = {recall.seq: self._random_at(recall.clock) for recall in asked}
-        mine, files = (self.worker, self.incarnation), self.retained
-        told = [m.Recalled(*mine, seq, state, files.get(seq, "")) for seq, state in found.items() if state is not None]
-        for answer in told:
-            del self.recalls[answer.seq]
-        return [k.Send(COORDINATOR, answer) for answer in told]
-
-    def _random_at(self, clock: int) -> bytes | None:
-        """Empty where it is not known, and will not be; None: not known yet."""
-        newest = max(self.random, default=-1)
-        if newest < 0 or (clock and clock < newest and clock not in self.random):
-            return b""
-        if clock in self.random:
-            return self.random[clock]()
-        # Who waits for samples has drawn nothing since its last step; under Bounded and Async any state will do.
-        return self.random[newest]() if clock == 0 or self.parked == "lease" else None
+    def _recalled(self) -> list[k.Effect]:
+        """Tell what snapshots asked for, as far as it is known."""
+        answers = self.recollection.answers(self.parked == "lease")
+        return [k.Send(COORDINATOR, m.Recalled(self.worker, self.incarnation, *answer)) for answer in answers]
 
     def _introduce(self, epoch: int, now: int) -> list[k.Effect]:
         """Tell a new coordinator how far this worker is. What the one before promised is void: it moves no further
@@ -583,7 +563,7 @@ class Session:
             path, self.saving = self.saving.path, None
             late = f"it was not written within {self.limits.wait_ms / 1000:g} s (SHOAL_WAIT_MS)"
             effects.append(k.Snapshotted(path, 0, late))
-        effects += self._recall()
+        effects += self._recalled()
         if self.unattached and self.attaching.due(now):
             effects += self._attach()
         for courier in self.couriers:

@@ -40,7 +40,6 @@ FAILURE_POLL_SECONDS = 0.02
 SHOWN_MAX = 60  # characters of a value in an error
 AUDITED_PAGES_MIN = 256  # of the parameters' memory, looked at in each step
 AUDITED_SHARE = 1 / 64
-REMEMBERED_CLOCKS = 3  # a snapshot asks for the clock under way, or for the one before if word of it is late
 
 
 class Worker:
@@ -174,7 +173,7 @@ class Worker:
             part = group.index((self.rank, self.incarnation)) if group else 0
             mine = owned(spec, part, max(1, len(group)))
             encoder = self._node.encoder = Encoder(spec, memory, self._estate, frozenset(mine))
-            self._node.session.keeps = encoder.keeps
+            self._node.session.recollection.keeps = encoder.keeps
         if pulls(spec):
             self._node.decoder = Decoder(spec)
         answer = self._ask(s.Declare(spec, near if layout is not None else (), group))
@@ -402,14 +401,11 @@ class Worker:
 
     def remembers(self, clock: int) -> bool:
         """Whether the random state of this clock is known."""
-        return clock in self._node.session.random
+        return clock in self._node.session.recollection.states
 
     def remember(self, clock: int, state: Callable[[], bytes]) -> None:
         """What `clock` begins with of this process's random state, for snapshots: called if one asks for it."""
-        known = self._node.session.random
-        kept = sorted(known)[-REMEMBERED_CLOCKS + 1 :]
-        # In one piece: the session reads it on another thread.
-        self._node.session.random = {**{each: known[each] for each in kept}, clock: state}
+        self._node.session.recollection.remember(clock, state)
 
     def begin_snapshot(self, path: str, keep: int = 0) -> None:
         """Have a snapshot of the model and the optimizer's state written under `path`; training goes on meanwhile.

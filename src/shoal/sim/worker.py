@@ -97,7 +97,7 @@ class Life:
             self.meet(self)
             met = yield (Met,)
         assert isinstance(met, Met)
-        self.session.keeps = self.scenario.feeds_back
+        self.session.recollection.keeps = self.scenario.feeds_back
         near = range(self.scenario.job.servers) if self.habits.near else ()
         self.command(s.Declare(self.scenario.spec, tuple(near), met.group))
         seeding = yield (k.Seeding,)
