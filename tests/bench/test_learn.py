@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from shoal.bench.learn import METHODS, LearnRow, Plan, Point, Run
+from shoal.bench.learn import LearnRow, Plan, Point, Run
+from shoal.bench.learn_methods import METHODS
 from shoal.bench.learn_plot import check_drawable, draw, modelled_seconds
 from shoal.cli.bench import bench_app
 from shoal.errors import ConfigurationError
@@ -90,7 +91,7 @@ def test_a_plot_that_cannot_be_drawn_is_refused_at_once(tmp_path: Path, monkeypa
 
 
 def test_what_cannot_be_measured_is_refused(text: str) -> None:
-    with pytest.raises(ConfigurationError, match="--only mush: known are sync, sync-int8"):
+    with pytest.raises(ConfigurationError, match="--only mush: known are sync, sync-bfloat16"):
         Plan(text, ("mush",)).check()
     with pytest.raises(ConfigurationError, match="--seeds 0 must be at least 1"):
         Plan(text, seeds=0).check()

@@ -2,8 +2,8 @@
 
 A character-level GPT of 2 layers, 64 wide, learns `text` on four workers: each method learns as many samples, in the
 same batches. Counted are the bytes that all workers sent and received, at their transports (tcp), and the loss
-over the whole validation split of the parameters that the servers end with. The sources of the methods are named in
-docs/codecs.md and docs/local_steps.md. Hyperparameters are nanoGPT's for such a text (RECIPES), or AdamW's defaults.
+over the whole validation split of the parameters that the servers end with. Hyperparameters are nanoGPT's for such a
+text (RECIPES), or AdamW's defaults.
 
 Where workers wait for each other they take turns at the samples. Asynchronous ones lease them (ps.loader), whoever
 comes first, until all are learnt; the learning rate follows the share of samples leased.
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from shoal.bench.learn_methods import METHODS, Method
 from shoal.errors import ConfigurationError, JobError
 from shoal.launch.local import launch
 
@@ -29,77 +30,6 @@ STEP_SECONDS = 0.05  # of a worker whose speed is 1
 STEP, RESULT = "LEARN STEP ", "LEARN RESULT "  # how the lines of its workers begin
 
 Show = Callable[[str, int, int], None]  # what is under way, steps done, steps in all
-
-
-class Method(msgspec.Struct, frozen=True):
-    """One row. every: inner steps between two exchanges; 0: none, each step is the servers'. outer_rate, momentum: of
-    the outer step. fragments, overlap, mix: see shoal.LocalSteps. quorum: share of the workers that a commit waits for.
-    late: how much longer the last worker takes. one_by_one: contributions are committed as they come. delayed: outer
-    momentum is Delayed Nesterov. speeds: steps of each worker in STEP_SECONDS, kept by sleeping; empty: as they
-    can. whole: one worker more than the others have, each of whose contributions is of as many samples as a step of
-    all of theirs: so there are as many commits as in sync, and each contribution is as many commits old as the
-    others have workers. killed: SIGKILL of the last worker in the middle of a window halfway, which is started again.
-    """
-
-    name: str
-    what: str
-    push: str = ""
-    pull: str = ""
-    every: int = 0
-    outer_rate: float = 0.7
-    momentum: float = 0.9
-    fragments: int = 1
-    overlap: int = 0
-    mix: float = 0.0
-    quorum: float = 1.0
-    late: float = 0.0
-    one_by_one: bool = False
-    delayed: bool = False
-    speeds: tuple[float, ...] = ()
-    whole: bool = False
-    killed: bool = False
-
-    def workers(self, plan: Plan) -> int:
-        return plan.workers + self.whole
-
-    def batch(self, plan: Plan) -> int:
-        """Sequences of one worker in a step."""
-        return plan.batch * (plan.workers if self.whole else 1)
-
-
-UNEVEN = (1.72, 1.33, 0.66, 0.156)  # 11 to 1
-METHODS = {
-    method.name: method
-    for method in (
-        Method("sync", "Sync, dense"),
-        Method("sync-int8", "Sync, int8", push="int8", pull="int8"),
-        Method("sync-int4", "Sync, int4", push="int4", pull="int4"),
-        Method("sync-quorum", "Sync, slowest of four dropped", quorum=0.75, late=1.0),
-        Method("diloco", "DiLoCo, H=50", every=50),
-        Method("diloco-e3m0", "DiLoCo, H=50, e3m0", every=50, push="e3m0", pull="e3m0"),
-        Method("diloco-2bit", "DiLoCo, H=50, 2 bits with error feedback", every=50, push="2bit", pull="e3m0"),
-        Method("average", "plain averaging, H=50", every=50, outer_rate=1.0, momentum=0.0),
-        Method("diloco-h10", "DiLoCo, H=10", every=10),
-        Method("diloco-h2", "DiLoCo, H=2, rate rule on", every=2),
-        Method(
-            "streaming",
-            "Streaming DiLoCo, H=50, e3m0",
-            push="e3m0",
-            pull="e3m0",
-            every=50,
-            fragments=2,
-            overlap=5,
-            mix=0.5,
-        ),
-        Method("async-naive", "asynchronous, H=50, 11:1, Nesterov", every=50, one_by_one=True, speeds=UNEVEN),
-        Method("async-dn", "the same, Delayed Nesterov", every=50, one_by_one=True, speeds=UNEVEN, delayed=True),
-        Method("sync-int4-killed", "Sync, int4, a worker killed", push="int4", pull="int4", killed=True),
-        Method(
-            "diloco-e3m0-killed", "DiLoCo, H=50, e3m0, a worker killed", every=50, push="e3m0", pull="e3m0", killed=True
-        ),
-        Method("async-adamw", "Async, AdamW on servers, staleness 4", one_by_one=True, whole=True),
-    )
-}
 
 
 class Recipe(msgspec.Struct, frozen=True):
@@ -138,6 +68,13 @@ class Plan:
     workers: int = 4
     batch: int = 12
     recipe: str = "nanogpt"
+
+    def workers_of(self, method: Method) -> int:
+        return self.workers + method.whole
+
+    def batch_of(self, method: Method) -> int:
+        """Sequences of one worker in a step."""
+        return self.batch * (self.workers if method.whole else 1)
 
     def check(self) -> None:
         """Raises ConfigurationError for what cannot be measured."""
@@ -250,9 +187,9 @@ def _row(method: Method, runs: Sequence[Run]) -> LearnRow:
 
 
 def _run(plan: Plan, method: Method, seed: int, at: Callable[[int], None]) -> Run:
-    samples, workers = plan.workers * plan.steps * plan.batch, method.workers(plan)
+    samples, workers = plan.workers * plan.steps * plan.batch, plan.workers_of(method)
     text = str(Path(plan.text).absolute())
-    lesson = Lesson(method, seed, text, plan.steps, method.batch(plan), samples, RECIPES[plan.recipe])
+    lesson = Lesson(method, seed, text, plan.steps, plan.batch_of(method), samples, RECIPES[plan.recipe])
     lived: list[Lived] = []
     others: list[str] = []
 

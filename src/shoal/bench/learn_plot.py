@@ -40,6 +40,7 @@ def draw(rows: Sequence[LearnRow], path: Path, link_mbits: float) -> None:
         points = row.runs[0].points
         losses = [point.val_loss for point in points]
         style = {"label": row.name, "color": pyplot.colormaps["tab20"](number % 20), "marker": ".", "linewidth": 1}
+        style["linestyle"] = "-" if number < 20 else "--"
         by_bytes.plot([point.bytes / 1e6 for point in points], losses, **style)
         by_time.plot([modelled_seconds(point, link_mbits) for point in points], losses, **style)
     by_bytes.set(xscale="log", xlabel="MB sent and received by all workers", ylabel="validation loss, nats a character")

@@ -22,10 +22,10 @@ from torch.utils.data import TensorDataset
 
 import shoal
 from shoal.adapters.torch import LocalOptimizer, Optimizer
-from shoal.bench.learn import RESULT, STEP, STEP_SECONDS, Lesson, Lived, Method, Point
+from shoal.bench.learn import RESULT, STEP, STEP_SECONDS, Lesson, Lived, Point
+from shoal.bench.learn_methods import Method
 from shoal.client import ParameterServer
 from shoal.optim import SGD, AdamW, DelayedNesterov, Nesterov, Rule
-from shoal.policy import Policy
 from shoal.recipes.gpt.crops import Crops
 from shoal.recipes.gpt.evaluate import estimate, measure
 from shoal.recipes.gpt.model import GPT, Shape
@@ -77,7 +77,7 @@ class Pupil:
 
     def train(self, crops: Crops) -> None:
         """All steps of this worker; the model ends with the servers' parameters."""
-        for step, numbers in self._leased() if self._lesson.method.one_by_one else self._in_turn():
+        for step, numbers in self._leased() if self._lesson.method.leased else self._in_turn():
             began = time.monotonic()
             for group in self._opt.param_groups:
                 group["lr"] = self._recipe.rate_at(step / self._lesson.steps, self._lesson.steps)
@@ -149,11 +149,9 @@ class Pupil:
 
 def optimizer(lesson: Lesson, ps: ParameterServer, model: GPT) -> Optimizer | LocalOptimizer:
     method, recipe = lesson.method, lesson.recipe
-    one_by_one: Policy = shoal.Async()
-    sync = one_by_one if method.one_by_one else shoal.Sync(method.quorum)
     if not method.every:
         rule = AdamW(recipe.rate, recipe.betas, weight_decay=recipe.weight_decay, clip_norm=recipe.clip or None)
-        return ps.optimizer(model, rule, sync=sync, push=method.push, pull=method.pull)
+        return ps.optimizer(model, rule, sync=method.policy, push=method.push, pull=method.pull)
     local = shoal.LocalSteps(
         method.every,
         torch.optim.AdamW(model.parameters(), recipe.rate, recipe.betas, weight_decay=recipe.weight_decay),
@@ -161,7 +159,9 @@ def optimizer(lesson: Lesson, ps: ParameterServer, model: GPT) -> Optimizer | Lo
         fragments=method.fragments,
         overlap=method.overlap,
         mix=method.mix,
-        sync=sync,
+        sync=method.policy,
+        scaled=method.scaled,
+        merge=method.merge,
     )
     return ps.optimizer(model, sync=local, push=method.push, pull=method.pull)
 

@@ -34,8 +34,9 @@ def learn(
     About two minutes a run on two cores. The bytes are those of all workers, both ways.
     """
     require_torch()
-    from shoal.bench.learn import METHODS, Plan
+    from shoal.bench.learn import Plan
     from shoal.bench.learn import learn as measure
+    from shoal.bench.learn_methods import METHODS
     from shoal.bench.learn_plot import check_drawable, draw
     from shoal.bench.rows import check_writable, write
 
