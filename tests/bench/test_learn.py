@@ -44,7 +44,8 @@ def test_a_row_for_each_method(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_uneven_workers_learn_all_samples_once_and_the_naive_form_is_warned_of(text: str, tmp_path: Path) -> None:
-    only = ["--only", "async-naive", "--only", "async-adamw"]
+    names = ("async-naive", "async-adamw", "async-adamw-dc", "async-dylu", "decoupled")
+    only = [part for name in names for part in ("--only", name)]
     options = [
         "--text",
         text,
@@ -60,9 +61,10 @@ def test_uneven_workers_learn_all_samples_once_and_the_naive_form_is_warned_of(t
     ]
     result = CliRunner().invoke(bench_app, ["learn", *options], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    naive, adamw = json.loads((tmp_path / "rows").read_text())
+    naive, adamw, *others = json.loads((tmp_path / "rows").read_text())
     assert "outer=shoal.DelayedNesterov" in naive["warnings"][0] and "async-naive warns" in result.output
     assert 1 < adamw["val_loss"] < 5 and 0 < adamw["runs"][0]["age"] <= 2
+    assert all(1 < other["val_loss"] < 5 for other in others)
 
 
 def row(name: str, losses: list[float]) -> LearnRow:

@@ -106,7 +106,11 @@ METHODS = {
             "diloco-e3m0-killed", "DiLoCo, H=50, e3m0, a worker killed", every=50, push="e3m0", pull="e3m0", killed=True
         ),
         Method("async-adamw", "Async, AdamW on servers, staleness 4", sync="Async()", whole=True),
-        Method("async-adamw-inverse", "Async, AdamW on servers, staleness 4, weight 1/(1+s)", sync='Async(weight="inverse")', whole=True),
-        Method("async-adamw-dc", "Async, AdamW on servers, staleness 4, DC-ASGD", sync="Async(weight=DelayCompensated())", whole=True),
+        Method(
+            "async-adamw-inverse", "Async, AdamW, staleness 4, 1 / (1 + s)", sync='Async(weight="inverse")', whole=True
+        ),
+        Method(
+            "async-adamw-dc", "Async, AdamW, staleness 4, DC-ASGD", sync="Async(weight=DelayCompensated())", whole=True
+        ),
     )
 }

@@ -64,6 +64,7 @@ def learn_table(rows: Sequence[LearnRow]) -> Table:
         f"learning: median of {len(first.seeds)} seeds",
         ("", "what", "loss", f"beside {first.name}", "lowest to highest", "bytes", "fewer"),
     )
+    shown.columns[1].justify, shown.columns[1].no_wrap = "left", False  # so that the figures stay whole
     for row in rows:
         losses = [run.val_loss for run in row.runs]
         shown.add_row(
