@@ -387,6 +387,7 @@ INVARIANTS: tuple[tuple[str, Invariant, tuple[type[object], ...]], ...] = (
     ("Quorum", rules.fair_weights, (t.Said,)),
     ("Grace", rules.grace_given, (t.Said,)),
     ("Regime", rules.all_at_rest, (t.Said,)),
+    ("Paced", rules.no_faster_than_the_fastest, (t.Said,)),
     ("Aged", rules.right_ages, (t.Said,)),
     ("Aged", rules.none_too_old, (t.Said,)),
     ("Aged", rules.all_ages_kept, (t.Ended,)),

@@ -42,6 +42,7 @@ PLANTS = (
     Plant("a shard frees too early", "Memory", Machines(shard=shards.FreesTooEarly), seed=3),
     Plant("a shard never frees", "Memory", Machines(shard=shards.NeverFrees), seed=3),
     Plant("a shard applies what was foreseen", "Atomic", Machines(shard=shards.TrustsForesight), seed=39),
+    Plant("a worker's pace is by the slowest", "Paced", Machines(coordinator=coordinators.PacesByTheSlowest)),
     Plant("a shard uses the sum of another clock", "Ordered", Machines(shard=shards.CombinesAhead), seed=88),
     Plant("a shard serves any version", "Ordered", Machines(shard=shards.ServesAnyVersion), seed=3),
     Plant("a shard publishes ahead", "Ordered", Machines(shard=shards.PublishesAhead), seed=3),

@@ -14,6 +14,22 @@ from shoal.policy import Bounded, Decoupled, Go, Policy, Sync, View, Wait
 from shoal.wire import messages as m
 
 
+class PacesByTheSlowest(Coordinator):
+    """Tells workers their speed by the slowest one's, not the fastest's."""
+
+    def step(self, event: object, now: int) -> list[k.Effect]:
+        effects = super().step(event, now)
+        slowest = min((member.pace(self.membership.ordered()) for member in self.membership.ordered()), default=1.0)
+        return [self._said(effect, slowest) for effect in effects]
+
+    @staticmethod
+    def _said(effect: k.Effect, slowest: float) -> k.Effect:
+        match effect:
+            case k.Send(message=m.Released(pace=pace) as released):
+                return replace(effect, message=msgspec.structs.replace(released, pace=pace / slowest))
+        return effect
+
+
 class LooseBound(Coordinator):
     """Lets workers run one clock further ahead than the bound."""
 

@@ -1,4 +1,4 @@
-"""Invariants of what the coordinator decides: policies (Quorum, Bounded) and samples (Accounted)."""
+"""Invariants of what the coordinator decides: policies (Quorum, Bounded), paces and samples (Accounted)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,17 @@ from shoal.vocabulary import NO_AGE_MAX, SUM, TOKENS, Contributor, Lease, Policy
 from shoal.wire import messages as m
 
 Complaint = str | None
+
+# --- Paced: nobody takes more steps in a window than the fastest ---------------------------------------
+
+
+def no_faster_than_the_fastest(trace: t.Trace, fact: t.Fact) -> Complaint:
+    """A pace is a share of the fastest worker's speed, and never 0: a window has a step at least."""
+    match fact:
+        case t.Said(message=m.Released(worker=worker, pace=pace)) if not 0 < pace <= 1:
+            return f"worker {worker} is told that its pace is {pace:g} of the fastest worker's"
+    return None
+
 
 # --- Quorum: a commit holds whom the policy wants in it, and only what is ready -----------------------
 

@@ -170,6 +170,7 @@ class Scenario:
     outages: tuple[Outage, ...]
     oustings: tuple[Ousting, ...]
     ahead_chance: float  # of a step after which a worker goes on with its own before it takes what comes
+    scaled: bool  # a slower worker takes fewer steps in a window (DyLU)
     feeds_back: bool  # gradients travel by a codec whose losses are made good
     near_servers: bool  # backups read sums where the primary wrote them
     heals_at_ms: int
@@ -244,6 +245,7 @@ def draw(seed: int) -> Scenario:
         outages=_outages(Random(f"outages of {seed}")) if troubled else (),
         oustings=_oustings(Random(f"oustings of {seed}")) if troubled else (),
         ahead_chance=Random(f"own steps of {seed}").choice([0.0, 0.0, 0.5]),
+        scaled=Random(f"paces of {seed}").random() < 0.3,
         feeds_back=Random(f"codecs of {seed}").random() < 0.5,
         near_servers=Random(f"hosts of {seed}").random() < 0.5,
         heals_at_ms=rng.randint(800, 2400),

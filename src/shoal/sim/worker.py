@@ -26,6 +26,7 @@ Wish = int | tuple[type[object], ...]  # compute so many ms | wait for one of th
 Thread = Generator[Wish, object, None]
 
 PIECES_MAX = 3  # a step pushes its blocks in up to so many pieces
+WINDOW_STEPS = 4  # of the fastest worker, where slower ones take fewer
 
 
 @dataclass
@@ -171,7 +172,7 @@ class Life:
             multiplier=choice.choice([1.0, 1.0, 0.5]),
             void=choice.random() < self.habits.void_chance,
             far=self.habits.far,
-            steps=1 + self.session.clock % 3,
+            steps=self._window() or 1 + self.session.clock % 3,
         )
         if not finish.void:
             self.feedback.seal(self._contribution())
@@ -201,12 +202,18 @@ class Life:
         pieces = self.rng.randint(1, PIECES_MAX)
         size = -(-len(blocks) // pieces) or 1
         for first in range(0, max(1, len(blocks)), size):
-            yield self.rng.randint(*self.habits.compute_ms) // pieces
+            whole_ms = self.rng.randint(*self.habits.compute_ms)
+            yield whole_ms * (self._window() or WINDOW_STEPS) // WINDOW_STEPS // pieces
             piece = tuple(blocks[first : first + size])
             for block in piece:
                 self.gradients[block] = (self.habits.rank, self.nonce, self.computations, block)
             self.arena.update(self.gradients)
             self.command(s.Push(piece))
+
+    def _window(self) -> int:
+        """Steps in this worker's window where they follow its pace; 0: they do not."""
+        alone = self.scenario.scaled and not self.habits.group
+        return max(1, int(WINDOW_STEPS * self.session.pace)) if alone else 0
 
     def _contribution(self) -> Contributor:
         return Contributor(self.session.worker, self.session.incarnation, self.session.clock, self.session.attempt)
