@@ -18,7 +18,7 @@ import torch
 from shoal.launch.local import launch
 from shoal.recipes.gpt.folder import Folder, Result
 from shoal.recipes.gpt.sample import load, write
-from shoal.recipes.gpt.settings import Settings
+from shoal.recipes.gpt.settings import PolicyKind, Settings
 from shoal.recipes.gpt.text import make_tokenizer
 from shoal.wire.messages import Status
 
@@ -52,6 +52,21 @@ def shoal(*arguments: str, cwd: Path) -> str:
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=90, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize("sync", ["sync", pytest.param("async", marks=pytest.mark.slow)])
+def test_local_steps_in_few_bits_learn_and_go_on(sync: PolicyKind, tmp_path: Path) -> None:
+    settings = replace(SMALL, max_iters=60, every=5, push="e3m0", pull="e3m0", snapshot_interval=30, sync=sync)
+    folder = prepared(tmp_path / "run", settings)
+    lines: list[str] = []
+    command = ("-m", "shoal.recipes.gpt.worker", str(folder.path))
+    assert launch(command, 2, 1, on_line=lambda _, text: lines.append(text)) == 0, lines
+    assert outcome(folder).val_loss < UNTAUGHT - 0.3
+    assert folder.snapshot(60) == Path(outcome(folder).snapshot)
+    folder.begin(replace(folder.settings(), max_iters=90, done_iters=60), folder.tokenizer())
+    assert launch(command, 2, 2, resume=folder.snapshot(60), on_line=lambda _, text: lines.append(text)) == 0, lines
+    assert outcome(folder).iterations == 90
+    assert any(line.startswith("iteration 60: ") for line in lines), "where it went on"
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from shoal.errors import ConfigurationError, SnapshotError
+from shoal.optim import DelayedNesterov, Nesterov
 from shoal.policy import Async, Bounded, Sync
 from shoal.recipes.gpt.folder import Folder, Result, iterations_of
 from shoal.recipes.gpt.settings import Settings
@@ -26,6 +27,11 @@ from shoal.recipes.gpt.text import make_tokenizer
         ({"min_lr": 0.1}, "min_lr=0.1 .* not be above learning_rate=0.001"),
         ({"tokenizer": "bpe", "vocab_size": 256}, "vocab_size=256"),
         ({"weight_decay": -0.1}, "weight_decay=-0.1 .* 0 or more"),
+        ({"push": "int7"}, "push=int7 cannot work: it must be one of float32, .*powersgd8"),
+        ({"pull": "powersgd1"}, "pull=powersgd1"),
+        ({"every": -1}, "every=-1"),
+        ({"every": 50, "max_iters": 120}, "max_iters=120 .* be a multiple of every=50"),
+        ({"every": 50, "snapshot_interval": 75}, "snapshot_interval=75"),
         ({"quorum": 0.0}, "quorum=0.0"),
         ({"max_iters": 0}, "max_iters=0"),
         ({"max_iters": 500, "done_iters": 500}, "max_iters=500 .* above the 500 iterations that the snapshot has seen"),
@@ -41,6 +47,11 @@ def test_the_policy_follows_sync() -> None:
     assert Settings(sync="bounded", staleness=2).policy == Bounded(2)
     assert Settings(sync="async").policy == Async()
     assert Settings(grad_clip=0).clip_norm is None and Settings(grad_clip=2).clip_norm == 2
+
+
+def test_asynchronous_windows_have_delayed_momentum() -> None:
+    assert Settings(every=50).outer == Nesterov(lr=0.7, momentum=0.9)
+    assert Settings(every=50, sync="async", workers=3).outer == DelayedNesterov(every=3)
 
 
 def test_the_learning_rate_warms_up_then_falls_by_half_a_cosine() -> None:

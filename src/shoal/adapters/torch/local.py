@@ -113,6 +113,11 @@ class LocalOptimizer(torch.optim.Optimizer):
         return self.outer.clock
 
     @property
+    def taken(self) -> int:
+        """Steps since a fragment left."""
+        return self._taken
+
+    @property
     def version(self) -> int:
         """The version (number of commits) of the global parameters that came last."""
         return self.outer.version

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, assert_never
 
 from shoal.errors import ConfigurationError
+from shoal.optim import DelayedNesterov, Nesterov, Rule
 from shoal.policy import Async, Bounded, Policy, Sync
 
 TokenizerKind = Literal["char", "bpe"]
@@ -52,6 +53,11 @@ class Settings:
     sync: Annotated[PolicyKind, "Who waits for whom."] = "sync"
     quorum: Annotated[float, "Share of the workers that sync waits for."] = 1.0
     staleness: Annotated[int, "Clocks that a worker may run ahead under bounded."] = 3
+    every: Annotated[
+        int, "Iterations of AdamW on each worker between two exchanges (DiLoCo); 0: each is the servers'."
+    ] = 0
+    push: Annotated[str, "Codec that gradients travel in, such as int8; without one, as they are."] = ""
+    pull: Annotated[str, "Codec that changes of the parameters travel in."] = ""
     done_iters: int = 0  # iterations that the snapshot this run goes on from has seen
 
     def __post_init__(self) -> None:
@@ -80,6 +86,11 @@ class Settings:
             case other:
                 assert_never(other)
 
+    @property
+    def outer(self) -> Rule:
+        """What servers do with the differences that workers come to in a window."""
+        return Nesterov() if self.policy.lockstep else DelayedNesterov(every=self.workers)
+
     def rate(self, iteration: int) -> float:
         """The learning rate of iteration `iteration` (0-based): linear warm-up, then half a cosine down to min_lr.
 
@@ -102,13 +113,15 @@ _POSITIVE = (
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "warmup_iters", "lr_decay_iters", "weight_decay", "min_lr", "grad_clip", "snapshot_interval", "keep",
-    "sample_tokens",     "seed", "staleness",
+    "sample_tokens", "seed", "staleness", "every",
 )  # fmt: skip
+_IN_WINDOWS = ("max_iters", "snapshot_interval", "done_iters")
 _BYTES = 256
 
 
 def _rules(s: Settings) -> tuple[tuple[str, bool, str], ...]:
     """(option, whether it holds, what it must do): the first that does not hold is the error."""
+    windows = f"be a multiple of every={s.every}: it falls between two windows"
     if unmet := [name for name in _POSITIVE if getattr(s, name) < 1]:
         return ((unmet[0], False, "be at least 1"),)
     return (
@@ -122,5 +135,16 @@ def _rules(s: Settings) -> tuple[tuple[str, bool, str], ...]:
         ("min_lr", s.min_lr <= s.learning_rate, f"not be above learning_rate={s.learning_rate:g}"),
         ("batch_size", s.batch_size % s.workers == 0, f"be a multiple of workers={s.workers}: they share it equally"),
         ("quorum", 0 < s.quorum <= 1, "lie in (0, 1]; 1 waits for every worker"),
+        *(_codecs(s) if s.push or s.pull else ()),
+        *((name, getattr(s, name) % max(1, s.every) == 0, windows) for name in _IN_WINDOWS),
         ("max_iters", s.max_iters > s.done_iters, f"be above the {s.done_iters} iterations that the snapshot has seen"),
+    )
+
+
+def _codecs(s: Settings) -> tuple[tuple[str, bool, str], ...]:
+    from shoal.codec.codec import PULLS, PUSHES  # takes a third of a second, which every other command would wait for
+
+    known = {"push": PUSHES, "pull": PULLS}
+    return tuple(
+        (key, getattr(s, key) in ("", *names), f"be one of {', '.join(names)}") for key, names in known.items()
     )

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_model
 
 import shoal
+from shoal.adapters.torch import LocalOptimizer, Optimizer
 from shoal.client import ParameterServer
 from shoal.errors import ShoalError
 from shoal.recipes.gpt import evaluate
@@ -46,29 +47,48 @@ def train(folder: Folder) -> None:
     )
     with shoal.connect() as ps:
         torch.manual_seed(settings.seed + 1 + ps.rank)  # dropout differs between workers
-        rule = shoal.AdamW(
-            lr=settings.learning_rate,
-            betas=(settings.beta1, settings.beta2),
-            weight_decay=settings.weight_decay,
-            clip_norm=settings.clip_norm,
-        )
-        opt = ps.optimizer(model.decayed(settings.weight_decay), rule, sync=settings.policy)
+        opt = optimizer(ps, model, settings)
         leader = Leader(ps, model, folder, settings, training, validation) if ps.rank == 0 else None
         meter = Meter(ps)
         # The seed tells the crops of this part of a run from those before it, which a snapshot has in its log.
         for x, y in ps.loader(samples, batch_size=settings.share, shuffle=False, seed=settings.done_iters):
-            iteration = opt.clock - 1  # clocks count from 1
+            iteration = iterations(opt)
             if leader:
                 leader.look(iteration)
             for group in opt.param_groups:
                 group["lr"] = settings.rate(iteration)
             loss = model(x, y)
             loss.backward()
+            if isinstance(opt, LocalOptimizer) and settings.clip_norm:  # servers clip what they combine
+                torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
             opt.step()
             opt.zero_grad()
             meter.count(loss.item(), x.numel())
+        if isinstance(opt, LocalOptimizer):
+            opt.synchronise()
         if leader:
             leader.finish()
+
+
+def optimizer(ps: ParameterServer, model: GPT, settings: Settings) -> Optimizer | LocalOptimizer:
+    """AdamW, of the servers or, with `every`, of each worker by itself."""
+    groups, betas = model.decayed(settings.weight_decay), (settings.beta1, settings.beta2)
+    codecs = {"push": settings.push, "pull": settings.pull}
+    if not settings.every:
+        rule = shoal.AdamW(
+            settings.learning_rate, betas, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm
+        )
+        return ps.optimizer(groups, rule, sync=settings.policy, **codecs)
+    inner = torch.optim.AdamW(groups, settings.learning_rate, betas)
+    local = shoal.LocalSteps(settings.every, inner, settings.outer, sync=settings.policy)
+    return ps.optimizer(model, sync=local, **codecs)
+
+
+def iterations(opt: Optimizer | LocalOptimizer) -> int:
+    """How many are over. Clocks count from 1: steps, or windows."""
+    if isinstance(opt, LocalOptimizer):
+        return (opt.clock - 1) * opt.local.every + opt.taken
+    return opt.clock - 1
 
 
 @dataclass
