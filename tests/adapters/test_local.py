@@ -428,6 +428,33 @@ def test_each_sample_counts_once_and_windows_are_leased_whole(together):
 
 
 @pytest.mark.filterwarnings("ignore:.*known to harm")
+@pytest.mark.parametrize("sync", [Sync(), Async(), Decoupled()], ids=repr)
+@pytest.mark.parametrize(("fragments", "overlap"), [(1, 0), (2, 2)])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_window_ends_with_the_data_epoch(together, sync, fragments, overlap, scaled):
+    """Windows of 10 steps, 20 samples; 3 are left over at the end of each epoch."""
+    data = TensorDataset(torch.arange(43.0), torch.zeros(43))
+
+    def count(worker):
+        model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+        inner = torch.optim.SGD(model.parameters(), 0.0)
+        local = LocalSteps(10 * fragments, inner, fragments=fragments, overlap=overlap, sync=sync, scaled=scaled)
+        opt, seen = LocalOptimizer(worker, model, local), Counter[int]()
+        for _ in range(2):
+            for x, _ in loader(worker, data, 2):
+                seen.update(x.int().tolist())
+                opt.zero_grad()
+                model(x[:, None]).sum().backward()
+                opt.step()
+        opt.synchronise()
+        return seen
+
+    first, second = together(2, count)
+    assert isinstance(first, Counter) and isinstance(second, Counter), (first, second)
+    assert first + second == Counter(dict.fromkeys(range(43), 2))
+
+
+@pytest.mark.filterwarnings("ignore:.*known to harm")
 @pytest.mark.parametrize("sync", [Decoupled(), Decoupled(quorum=2, grace=0.05)], ids=repr)
 @pytest.mark.parametrize(("fragments", "overlap"), [(1, 0), (2, 2)])
 def test_decoupled_each_sample_of_two_epochs_is_seen_once(together, sync, fragments, overlap):

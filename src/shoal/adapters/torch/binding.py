@@ -49,7 +49,7 @@ class Binding:
         self.landings = [Landing(item.parameter, worker.parameter_memory(index)) for index, item in enumerate(members)]
         self.chance = Chance(worker)
         self.every = 1  # steps of the training loop in a clock, at most
-        self.steps = 1  # of this clock, where they are scaled to a worker's speed
+        self.steps = 1  # of this clock: fewer for a slow worker, and at the end of a data epoch
         self.scaled = False
         self._worker = worker
         self._early: set[int] = set()  # members that arrived before the rest of their version

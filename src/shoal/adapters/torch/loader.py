@@ -118,7 +118,8 @@ class Loader:
         parts = min(self._together, samples)
         if binding is not None and binding.scaled:
             parts = max(1, min(parts, samples // self._batch_size))  # a slower worker has fewer, not smaller ones
-            binding.steps = max(1, parts // self._accumulate)
+        if binding is not None:
+            binding.steps = max(1, parts // self._accumulate)  # a window ends with what was leased for it
         return parts
 
     def _described(self) -> Dataset:

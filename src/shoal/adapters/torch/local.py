@@ -208,8 +208,9 @@ class LocalOptimizer(torch.optim.Optimizer):
         fragments, self._under_way = self._under_way.union(missed), None
         self._take(fragments, self.local.mix)
         self._left.clear()
-        if self.local.scaled:
-            self._binding.steps = max(1, int(self.local.stride * self._worker.pace))
+        if not self._worker.takes_leases:  # else the window that has begun is as long as what was leased for it
+            pace = self._worker.pace if self.local.scaled else 1.0
+            self._binding.steps = max(1, int(self.local.stride * pace))
 
     def _take(self, fragments: Iterable[int], mix: float) -> None:
         """local = mix local + (1 - mix) global, and steps count from the global ones; what was done since a tensor left
