@@ -24,6 +24,7 @@ class FakeWorker:
     def __init__(self, workers: int = 1, leases: Sequence[Lease | None] = ()) -> None:
         self.rank, self.workers, self.clock, self.version = 0, workers, 0, 0
         self.leases, self.asked = list(leases), []
+        self.leased = 0  # it takes a step whenever one is due
         self.pushed: dict[int, np.ndarray] = {}  # of this attempt, as it was when pushed
         self.views: dict[int, np.ndarray] = {}
         self.pushes: list[int] = []  # tensors, over all attempts of this clock

@@ -206,3 +206,20 @@ def test_the_others_go_on_when_one_worker_meets_nan(together):
     assert fine == 9
     assert isinstance(broken, NonFiniteGradientError)
     assert "worker 1, clock 4" in str(broken)
+
+
+def test_who_takes_no_step_at_the_end_of_a_data_epoch_is_told_what_is_dropped(together):
+    """Leases of 8 samples in two batches; the last one is of a single sample, so of one batch."""
+    data = TensorDataset(torch.arange(17.0))
+
+    def train(worker):
+        model = nn.Linear(1, 1)
+        opt = optimizer(worker, model, SGD(lr=0.1))
+        for _ in range(2):
+            for number, (x,) in enumerate(loader(worker, data, 4, accumulate=2), 1):
+                model(x[:, None]).sum().backward()
+                if number % 2 == 0:
+                    opt.step()
+
+    with pytest.warns(UserWarning, match=r"followed what worker 0 took last .1 samples.*opt.step\(\) at the end"):
+        together(1, train)

@@ -7,6 +7,7 @@ worker that dies before that leaves its samples to the others.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def loader(
     batch_size: samples per batch and worker. The last batches of a data epoch may be smaller.
     seed, shuffle: the order is numpy's PCG64 permutation of (seed, data epoch), or the dataset's own.
     accumulate: how many batches the loop runs backward on before each step; they are leased together
-        (fewer than that at the end of a data epoch only where fewer samples are left).
+        (fewer than that at the end of a data epoch only where fewer samples are left; step there, too).
     collate_fn: makes a batch of a list of samples; torch's default_collate unless given.
     balance: lease slower workers fewer samples, so that clocks keep step; by default under Bounded, and
         with LocalSteps(scaled=True), where a slower worker then takes fewer steps in a window.
@@ -80,6 +81,13 @@ class Loader:
         return leases * self._together
 
     def __iter__(self) -> Iterator[Any]:
+        if self._worker.leased:
+            warnings.warn(
+                f"no step() followed what worker {self._worker.rank} took last ({self._worker.leased} samples): what "
+                f"was computed on them is dropped, and they are dealt again. Call opt.step() at the end of each data "
+                f"epoch, too: with accumulate={self._accumulate} its last step may be over fewer batches",
+                stacklevel=2,
+            )
         # The worker counts, not this object: a loader made anew for every pass goes on where the last one ended.
         return self._pass(self._worker.next_data_epoch())
 
