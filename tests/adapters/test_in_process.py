@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ from torch.utils.data import TensorDataset
 from shoal.adapters.torch import loader, optimizer
 from shoal.client import connect
 from shoal.config import Job, Limits
-from shoal.errors import ConfigurationError, NonFiniteGradientError
+from shoal.errors import ConfigurationError, JobError, NonFiniteGradientError
 from shoal.optim import SGD, AdamW
 from shoal.policy import Async, Bounded, Sync
 from shoal.runtime.embedded import EmbeddedJob
@@ -223,3 +225,19 @@ def test_who_takes_no_step_at_the_end_of_a_data_epoch_is_told_what_is_dropped(to
 
     with pytest.warns(UserWarning, match=r"followed what worker 0 took last .1 samples.*opt.step\(\) at the end"):
         together(1, train)
+
+
+def test_a_process_may_connect_again_and_again_and_go_on_with_its_model():
+    def once() -> int:
+        with connect() as ps:
+            model = nn.Linear(1, 1)
+            optimizer = ps.optimizer(model, SGD(lr=0.1))
+        model(torch.ones(1, 1)).sum().backward()
+        ps.report(loss=1.0)
+        with pytest.raises(JobError, match="has left the job"):
+            optimizer.step()
+        del ps, model, optimizer
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    assert once() == once() == once()

@@ -490,7 +490,8 @@ class Worker:
             encoder.load(read_lost(source, self.rank))
 
     def _post(self, function: Any, *arguments: object) -> None:
-        self._thread.loop.call_soon_threadsafe(function, *arguments)
+        if not self._closed:  # a model that is used on may still compute gradients: they go nowhere
+            self._thread.loop.call_soon_threadsafe(function, *arguments)
 
     def _ask(self, command: object) -> k.Effect:
         return self._wait_for(self._node.ask, command)
