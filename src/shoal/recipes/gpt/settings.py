@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal, assert_never
+from typing import TYPE_CHECKING, Annotated, Literal, assert_never
 
 from shoal.errors import ConfigurationError
-from shoal.optim import DelayedNesterov, Nesterov, Rule
 from shoal.policy import Async, Bounded, Policy, Sync
+
+if TYPE_CHECKING:
+    from shoal.optim import Rule
 
 TokenizerKind = Literal["char", "bpe"]
 PolicyKind = Literal["sync", "bounded", "async"]
@@ -89,6 +91,8 @@ class Settings:
     @property
     def outer(self) -> Rule:
         """What servers do with the differences that workers come to in a window."""
+        from shoal.optim import DelayedNesterov, Nesterov  # as in _codecs
+
         return Nesterov() if self.policy.lockstep else DelayedNesterov(every=self.workers)
 
     def rate(self, iteration: int) -> float:
