@@ -7,19 +7,17 @@ every sample of a data epoch is in exactly one entry. It holds no numbers of the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-
-import msgspec
+from dataclasses import dataclass, field
 
 from shoal.config import Job
 from shoal.core import machine as k
 from shoal.core.accounts import spans_of
-from shoal.core.commit_log import CommitLog, usable
+from shoal.core.commit_log import CommitLog
+from shoal.core.course import Course
 from shoal.core.dispatch import Dispatch
 from shoal.core.failover import Failover
-from shoal.core.foresight import Foresight
 from shoal.core.formation import Formation
-from shoal.core.membership import COMPUTING, DECLARED, IDLE, JOINED, PARKED, READY, Member, Membership, Server
+from shoal.core.membership import COMPUTING, DECLARED, JOINED, Member, Membership, Server
 from shoal.core.proposal import Proposals
 from shoal.core.recovery import Recovery
 from shoal.core.regime import Regime
@@ -28,9 +26,8 @@ from shoal.core.replicas import Replicas
 from shoal.core.saving import Samples, Savings
 from shoal.core.silence import Watch
 from shoal.core.status import status
-from shoal.core.unit import Units, readies, weighed
-from shoal.policy import Go, Policy, View, in_words
-from shoal.vocabulary import TOKENS, PolicySpec, Switch, TableSpec, Weighted, node_number, server_name, worker_name
+from shoal.core.unit import Units
+from shoal.vocabulary import PolicySpec, TableSpec, Weighted, node_number, server_name, worker_name
 from shoal.wire import messages as m
 from shoal.wire.forming import NOTHING
 
@@ -50,9 +47,7 @@ class Coordinator:
     recovers: bool = False  # the job may be under way: take over from a coordinator of an older epoch
     pid: int = 0
     phase: str = FORMING
-    clock: int = 0  # the open clock of a lockstep policy
     dispatch: Dispatch = field(default_factory=Dispatch)
-    foresight: Foresight = field(default_factory=Foresight)
     membership: Membership = field(init=False)
     units: Units = field(init=False)
     replicas: Replicas = field(init=False)
@@ -65,9 +60,8 @@ class Coordinator:
     watch: Watch = field(init=False)
     recovery: Recovery = field(init=False)
     regime: Regime = field(default_factory=Regime)
+    course: Course = field(init=False)
     started_at: int | None = None
-    waiting: str = ""  # what the job waits for, in words
-    impatient: bool = False  # what it waits for is time
     leads_until: int | None = None  # by this node's clock, as a registry has it; None: for as long as it lives
     deposed: bool = False  # another one leads, or may: this one is over, the job is not
     kept_view: int = 0  # of the placement, last given to the registry
@@ -86,6 +80,8 @@ class Coordinator:
         )
         self.watch = Watch(self.job.limits)
         self.recovery = Recovery(self.epoch)
+        parts = (self.dispatch, self.log, self.releases, self.proposals, self.regime, self.units)
+        self.course = Course(self.formation, self.membership, self.replicas, *parts)
         dataset, accounted = self.samples
         self.dispatch.resume(spans_of(accounted), dataset)
         if self.recovers:
@@ -100,11 +96,6 @@ class Coordinator:
     def spec(self) -> TableSpec | None:
         """The job's table, once a worker has declared it."""
         return self.formation.spec
-
-    @property
-    def policy(self) -> Policy | None:
-        """In force: the one that the table declares, unless another one has taken its place."""
-        return self.regime.policy or self.formation.policy
 
     @property
     def over(self) -> bool:
@@ -147,7 +138,7 @@ class Coordinator:
 
     def _deposed(self, reason: str) -> list[k.Effect]:
         """Say nothing more to anyone: the job goes on under another coordinator."""
-        self.phase, self.waiting, self.deposed = STOPPED, reason, True
+        self.phase, self.deposed = STOPPED, True
         return [k.Halt(f"the coordinator of epoch {self.epoch} leads job {self.job.name} no more: {reason}")]
 
     def _keep(self) -> list[k.Effect]:
@@ -186,7 +177,7 @@ class Coordinator:
             case m.StatusRequest():
                 return [k.Send(source, status(self, now))]
             case m.Drain(what) if self.phase == RUNNING:
-                return self.failover.drain(source, what) + self._decide(now)
+                return self.failover.drain(source, what) + self.course.decide(now)
             case m.SetPolicy(policy):
                 return self._set_policy(source, policy, now)
             case m.Drain():
@@ -213,13 +204,15 @@ class Coordinator:
         match message:
             case m.Created(server=server, version=version):
                 joined = self.failover.created(server) if self.phase == RUNNING else self._created(server, version, now)
-                return joined + self._decide(now)
+                return joined + self.course.decide(now)
             case m.Applied():
                 return self._applied(message, now)
             case m.Whole(server=server):
-                return self.failover.whole(server) + self._decide(now)
+                return self.failover.whole(server) + self.course.decide(now)
             case m.Held():
-                return self._held(now) if self.proposals.held(message) else []
+                if not self.proposals.held(message):
+                    return []
+                return self._seed_held(now) if self.phase == FORMING else self.course.held(now)
             case m.Norms() if leads >= 0 and self.spec is not None:
                 return self.log.norms(message, leads, self.spec)
             case m.Saved() if leads >= 0 and self.spec is not None:
@@ -241,7 +234,7 @@ class Coordinator:
         if wrong is not None:
             reason = f"its checksum of version {applied.seq} is not its primary's: its memory, or its processor, errs"
             return joined + self._lost(wrong, reason, now)
-        return joined + (self._decide(now) if busy and self.proposals.free and self.replicas.replicated else [])
+        return joined + (self.course.decide(now) if busy and self.proposals.free and self.replicas.replicated else [])
 
     def _from_worker(self, source: str, message: m.Message, now: int) -> list[k.Effect]:
         """Messages that only a living member may send."""
@@ -350,7 +343,7 @@ class Coordinator:
         used = self.log.used.get(member.worker, NOTHING)
         declared: k.Effect = k.Send(name, m.Declared(member.worker, member.incarnation, member.seeder, used))
         if self.phase == RUNNING and self.units.gathered(member):
-            return [declared, *effects, *self._admit(self.units.of(member), now)]
+            return [declared, *effects, *self.course.admit(self.units.of(member), now)]
         again = [k.Send(name, member.released)] if member.released is not None else []
         return [declared, *effects, *again]
 
@@ -362,26 +355,12 @@ class Coordinator:
         return self._begin(declared, now) if self.log.version > 0 else self.formation.appoint()
 
     def _begin(self, members: list[Member], now: int) -> list[k.Effect]:
-        self.phase, self.clock = RUNNING, self.clock_at_start + 1
-        return [*self._begun(members), *self._admit(members, now)]
+        self.phase = RUNNING
+        self.course.begin(self.clock_at_start + 1)
+        return [*self._begun(members), *self.course.admit(members, now)]
 
     def _begun(self, members: list[Member]) -> list[k.Effect]:
-        return [k.Log(f"{len(members)} workers begin at clock {self.clock}"), k.Begun()]
-
-    def _admit(self, members: list[Member], now: int) -> list[k.Effect]:
-        """Give members their first parameters; from now on the policy counts them."""
-        clock = self._joining_clock()
-        for member in members:
-            member.clock = clock
-        return self.releases.append(self.log.cut(), members, now)
-
-    def _joining_clock(self) -> int:
-        """Where a worker starts or goes on that has no clock of its own yet."""
-        assert self.policy is not None
-        if self.policy.lockstep:
-            return self.clock
-        others = [item.clock for item in self.membership.members.values() if item.busy or item.state == IDLE]
-        return min(others, default=self.clock)
+        return [k.Log(f"{len(members)} workers begin at clock {self.course.clock}"), k.Begun()]
 
     # --- taking over --------------------------------------------------------------------------
 
@@ -450,11 +429,12 @@ class Coordinator:
         recovery = self.recovery
         if self.phase != RECOVERING or recovery.accounts is None or (recovery.missing() and now < recovery.until):
             return []
-        assert self.policy is not None
-        self.phase, self.clock = RUNNING, max(recovery.clock(), self.clock_at_start + 1)
+        self.phase = RUNNING
+        self.course.begin(max(recovery.clock(), self.clock_at_start + 1))
         for worker, incarnation in sorted(recovery.dead()):
             self.log.fence(worker, incarnation)
-        adopted = [recovery.member(resume, now, self.clock, self.policy.lockstep) for resume in recovery.living()]
+        clock, lockstep = self.course.clock, self.course.lockstep
+        adopted = [recovery.member(resume, now, clock, lockstep) for resume in recovery.living()]
         self.membership.members.update({member.worker: member for member in adopted})
         self.membership.empty_at = None if self.membership.members else now
         self.dispatch.recover(recovery.accounts.spans, adopted, self.first_number)
@@ -475,31 +455,17 @@ class Coordinator:
             if self.membership.find(member.worker, member.incarnation) is member
         ]
         if declared := self.formation.declared():
-            effects += self._admit(declared, now)
-        return effects + self.failover.refill() + self._decide(now)
+            effects += self.course.admit(declared, now)
+        return effects + self.failover.refill() + self.course.decide(now)
 
     # --- deciding -----------------------------------------------------------------------------
 
     def _ready(self, member: Member, ready: m.Ready, now: int) -> list[k.Effect]:
-        clock = ready.contributor.clock
         if self.phase == FORMING:
             return self._seeded(member, ready, now) if member.seeder else []
-        if clock < member.clock or member.state in (READY, PARKED):
-            return self.releases.again(member, clock, self.waiting)
-        if member.state != COMPUTING or clock != member.clock:
-            return []
-        if member.bereft:
+        if member.bereft and member.state == COMPUTING and ready.contributor.clock == member.clock:
             return self._remove(member, member.bereft, now)
-        member.computed(ready, now)
-        member.offer = None
-        if not self.dispatch.holds(member, ready):
-            # Someone else does these samples by now: its gradient may not count as well.
-            self.dispatch.take_back(member)
-            ready = msgspec.structs.replace(ready, leases=(), void=True)
-            for mate in self.units.of(member):
-                mate.dropped = True
-        member.ready, member.state = ready, READY
-        return self._drop_late([member], now) + self._decide(now)
+        return self.course.ready(member, ready, now)
 
     def _offered(self, member: Member, offer: m.Offer) -> list[k.Effect]:
         """It is ready once every shard has all of it: let the shards say when."""
@@ -526,210 +492,33 @@ class Coordinator:
             weights = (Weighted(ready.contributor, 1.0),)
             return self.proposals.begin([member], weights, now) if self.proposals.free else []
         member.ready = None
-        self.phase, self.clock = RUNNING, 1
+        self.phase = RUNNING
+        self.course.begin(1)
         declared = self.formation.declared()
         for item in declared:
-            item.clock = self.clock
+            item.clock = self.course.clock
         return [*self._begun(declared), *self.releases.append(self.log.seed(ready), declared, now)]
 
-    def _drop_late(self, members: list[Member], now: int) -> list[k.Effect]:
-        """Those of them that are ready too late for their commit (quorum): their samples were freed then; they go on
-        at the open clock."""
-        effects: list[k.Effect] = []
-        for member in members:
-            if self._late(member) and self.units.ready(member):
-                unit = self.units.of(member)
-                dropped = self._dropped(unit, self.clock)
-                effects += self.releases.append(dropped, [] if self.regime.holds(self.policy) else unit, now)
-        return effects
-
-    def _late(self, member: Member) -> bool:
-        """Whether the clock it works on, or has made ready, is over."""
-        lockstep = self.policy is not None and self.policy.lockstep
-        return lockstep and member.state in (COMPUTING, READY) and member.clock < self.clock
-
-    def _dropped(self, unit: list[Member], clock: int) -> m.Commit:
-        """The entry that drops what these are ready with: they go on at `clock`, as if it had been committed, and are
-        told."""
-        dropped = readies(unit)
-        for member in unit:
-            self.dispatch.take_back(member)
-            member.ready, member.state, member.dropped = None, PARKED, True
-            member.settled, member.clock = member.clock, clock
-        self.clock = max(self.clock, clock)
-        return self.log.drop(dropped)
-
-    def _decide(self, now: int) -> list[k.Effect]:
-        """Commit what the policy lets, then let go on whom it lets."""
-        if self.phase != RUNNING or self.policy is None:
-            return []
-        effects: list[k.Effect] = []
-        self.impatient = False
-        while isinstance(verdict := self.policy.commit(self._view(now)), Go):
-            contributors = self.units.members_of(verdict.workers)
-            if outdated := [unit for unit in self.units.whole(contributors) if self._outdated(unit)]:
-                for unit in outdated:  # someone else does its samples
-                    dropped = self._dropped(unit, unit[0].clock + 1)
-                    readers = [] if self._spreads(self.log.updated) else self._readers()
-                    effects += self.releases.append(dropped, readers, now)
-                continue
-            weights = self._weights(contributors) if self.replicas.replicated else ()
-            if weights:
-                # The update enters the log once every replica holds it.
-                effects += self.proposals.begin(contributors, weights, now) if self.proposals.free else []
-                self.waiting = "every replica is to hold the update before it is committed"
-                break
-            effects += self._commit(contributors, now)
-        else:
-            self.waiting, self.impatient = verdict.reason, verdict.left_ms > 0
-        if self._spreads(self.log.updated):
-            self.waiting = "every replica is to apply the update before its workers go on"
-            return effects
-        if self.regime.wanted is not None:
-            effects += self._switch(now)
-        if self.regime.holds(self.policy):
-            return effects
-        readers = self._readers()
-        if readers:
-            effects += self.releases.append(self.log.cut(), readers, now)
-        return effects + self._answer_leases(now)
-
-    def _switch(self, now: int) -> list[k.Effect]:
-        """Let the policy that is wanted take over, if nobody has to come to rest for it any more."""
-        wanted, policy = self.regime.wanted, self.policy
-        assert wanted is not None and policy is not None
-        switch, readers, members = Switch(wanted), list[Member](), self.membership.ordered()
-        if self.regime.holds(policy):
-            restless = self.regime.restless(policy, members)
-            if restless or self.proposals.current is not None:
-                self.waiting = self.regime.awaited(restless)
-                return []
-            switch, readers = self.regime.level(members, self.clock)
-            self.clock = switch.clock
-        entry = self.log.cut(switch=switch)
-        self.regime.begin(switch, entry.seq)
-        told = k.Log(f"{in_words(wanted)} is in force from version {entry.seq} on, in place of {in_words(policy.spec)}")
-        return [told, *self.releases.append(entry, readers, now), *self._decide(now)]
-
-    def _view(self, now: int) -> View:
-        """What the policy may know. Without a common clock, nobody waits for those that rest until another one takes
-        over."""
-        assert self.policy is not None
-        return self.units.view(now, not self.policy.lockstep and self.regime.holds(self.policy))
-
-    def _weights(self, contributors: list[Member]) -> tuple[Weighted, ...]:
-        assert self.spec is not None
-        units = [readies(unit) for unit in self.units.whole(contributors)]
-        return weighed(((unit, self._factor(unit) or 0.0) for unit in units), self.spec.reduction)
-
-    def _factor(self, unit: list[m.Ready]) -> float | None:
-        """By its age; None: it is too old."""
-        assert self.policy is not None
-        return self.policy.weigh(max(self.log.ages.of(ready.version) for ready in unit))
-
-    def _outdated(self, unit: list[Member]) -> bool:
-        """Whether its contribution, which is ready, is too old for the policy."""
-        return usable(readies(unit)) and self._factor(readies(unit)) is None
-
-    def _held(self, now: int) -> list[k.Effect]:
-        """Every replica holds the proposed update: it is committed, if it is still what the policy wants."""
-        proposal = self.proposals.current
-        assert proposal is not None
-        self.proposals.drop()
-        members = [self.membership.members.get(worker) for worker in proposal.workers]
-        contributors = [member for member in members if member is not None and member.ready is not None]
-        if self.phase == FORMING:
-            first = contributors[0] if contributors else None
-            return self._seeded(first, first.ready, now, held=True) if first is not None and first.ready else []
-        ready = tuple(sorted({member.unit for member in contributors}))
-        assert self.policy is not None
-        wanted = self.policy.commit(replace(self._view(now), ready=frozenset(ready)))
-        here = tuple(member.worker for member in contributors) == proposal.workers
-        same = here and isinstance(wanted, Go) and wanted.workers == ready
-        if same and self._weights(contributors) == proposal.weights:
-            return self._commit(contributors, now) + self._decide(now)
-        return self._decide(now)
-
-    def _commit(self, contributors: list[Member], now: int) -> list[k.Effect]:
-        """One entry: these members' contributions, combined."""
-        assert self.spec is not None and self.policy is not None
-        settled, weights = readies(contributors), self._weights(contributors)
-        samples: list[tuple[int, int, int]] = []
-        for member, ready in zip(contributors, settled, strict=True):
-            samples += self.dispatch.settle(member, ready)
-            member.samples += ready.samples
-            member.ready, member.state, member.settled = None, PARKED, member.clock
-            member.clock += 1
-        self.clock = max(self.clock, *(member.clock for member in contributors))
-        for member in self.membership.members.values():
-            if self._late(member):
-                self.dispatch.take_back(member)  # too late for this commit: someone else will do them
-        entry = self.log.update(settled, weights, tuple(samples))
-        finishers = self.dispatch.finishers(self.membership.ordered())
-        update = entry.seq if entry.contributors else self.log.updated
-        readers = [] if self._spreads(update) else self._readers() + finishers
-        # Who became ready while the replicas came to hold the update is too late.
-        return self.releases.append(entry, readers, now) + self._drop_late(self.membership.ordered(), now)
-
-    def _spreads(self, update: int) -> bool:
-        """Whether a replica may yet read what members pushed for this update where it lies: who went on now would push
-        the next there."""
-        return self.replicas.replicated and update > self.log.stable
-
-    def _readers(self) -> list[Member]:
-        """Parked members that the policy lets go on."""
-        assert self.policy is not None
-        if self.regime.holds(self.policy):
-            return []
-        view = self.units.view()
-        readers: list[Member] = []
-        for member in self.membership.ordered():
-            if member.state != PARKED:
-                continue
-            verdict = self.policy.read(view, member.clock - 1)
-            if verdict is None:
-                readers.append(member)
-            else:
-                self.waiting = verdict.reason
-        return readers
+    def _seed_held(self, now: int) -> list[k.Effect]:
+        """Every replica holds the initial parameters."""
+        seeder = self.membership.members.get(self.proposals.take().workers[0])
+        return [] if seeder is None or seeder.ready is None else self._seeded(seeder, seeder.ready, now, held=True)
 
     # --- samples ------------------------------------------------------------------------------
 
     def _lease_request(self, member: Member, request: m.LeaseRequest, now: int) -> list[k.Effect]:
         if member.bereft and not self.dispatch.repeated(member, request):
             return self._remove(member, member.bereft, now)
-        opens = self.dispatch.ledger is None
-        answer = self.dispatch.ask(member, request, self.membership.ordered(), self.waiting)
-        done = self.dispatch.done_before() if opens else 0
-        told = [k.Log(f"{done} samples are in the log of the snapshot: they are not dealt again")] if done else []
-        return [*told, *(self._decide(now) if answer is None else answer)]
-
-    def _answer_leases(self, now: int) -> list[k.Effect]:
-        """Let idle members go on: with samples, or to the end of their data epoch."""
-        assert self.policy is not None
-        effects: list[k.Effect] = []
-        while answers := self.dispatch.next_answers(self.membership.ordered(), self.policy.lockstep, self.clock):
-            old = [member for member, _ in answers if member.version < max(self.log.updated, self.regime.since)]
-            stale = [member for member, _ in answers if any(map(member.shares, old))]  # a group has one version
-            if stale:
-                effects += self.releases.append(self.log.cut(), stale, now)
-            for member, lease in answers:
-                member.clock = max(member.clock, self._joining_clock())
-                member.state, member.started_at = COMPUTING, now
-                effects += self.dispatch.answer(member, lease)
-        return effects
+        return self.course.lease(member, request, now)
 
     # --- policies -----------------------------------------------------------------------------
 
     def _set_policy(self, source: str, wanted: PolicySpec, now: int) -> list[k.Effect]:
         """Somebody wants another policy: it takes over now, or once workers have come to rest."""
-        if self.phase != RUNNING or self.policy is None or self.spec is None:
-            wrong = f"job {self.job.name} is {self.phase}: ask again when it runs"
-            return [k.Send(source, m.PolicySet(None, error=wrong))]
-        if wrong := self.regime.want(wanted, self.policy):
-            return [k.Send(source, m.PolicySet(self.policy.spec, self.regime.since, error=wrong))]
-        effects = self._decide(now)
-        return [*effects, k.Send(source, self.regime.answer(self.spec, self.policy))]
+        if self.phase == RUNNING:
+            return self.course.change(source, wanted, now)
+        wrong = f"job {self.job.name} is {self.phase}: ask again when it runs"
+        return [k.Send(source, m.PolicySet(None, error=wrong))]
 
     # --- snapshots, leaving, dying --------------------------------------------------------------
 
@@ -741,9 +530,9 @@ class Coordinator:
             return self.savings.refuse(request, f"the job has not begun: {self.formation.missing()}")
         entry = self.log.cut(save=request.path)
         workers = [(member.worker, member.incarnation) for member in self.membership.ordered()]
-        recalled = self.clock if self.policy is not None and self.policy.lockstep else 0
+        recalled = self.course.clock if self.course.lockstep else 0
         # The clocks that are over: a resumed job begins at the next.
-        facts = (request, entry, self.clock - 1, self.dispatch.samples)
+        facts = (request, entry, self.course.clock - 1, self.dispatch.samples)
         return [*self.log.append(entry, now), *self.savings.begin(*facts, workers, recalled, self.log.used, now)]
 
     def _remove(self, member: Member, why: str, now: int, parted: bool = False) -> list[k.Effect]:
@@ -757,7 +546,7 @@ class Coordinator:
                 if parted:
                     self.membership.buried.pop(mate.worker, None)  # it has not failed: its script may end as it likes
         if self.phase == RUNNING:
-            effects += self.releases.append(self.log.cut(), [], now) + self._decide(now)
+            effects += self.releases.append(self.log.cut(), [], now) + self.course.decide(now)
         return effects
 
     def _expel(self, member: Member, why: str, now: int, parted: bool = False) -> list[k.Effect]:
@@ -821,9 +610,9 @@ class Coordinator:
             effects += self.formation.create_again(now)
         if self.phase == RECOVERING:
             effects += self._recover_again(now)
-        if self.impatient:
-            effects += self._decide(now)
-        effects += self._foresee() + self.log.resend(now, limits.resend_ms)
+        if self.course.impatient:
+            effects += self.course.decide(now)
+        effects += self.course.foresee() + self.log.resend(now, limits.resend_ms)
         effects += self.savings.resend(now, limits.resend_ms)
         if self.phase == RUNNING:
             effects += self.failover.create_again(now)
@@ -837,7 +626,7 @@ class Coordinator:
             who = f"server {server.index} (process {server.pid} on {server.host})"
             return self._stop(f"{who} died at version {server.version}, before the job began: start it again")
         if not end:
-            return effects + self._decide(now)
+            return effects + self.course.decide(now)
         lack = "no other server has all of its shard" if self.replicas.replicated else "without replicas"
         return self._stop(f"{end}; {lack}: its parameters are gone: resume the job from its last snapshot")
 
@@ -852,20 +641,9 @@ class Coordinator:
         silent = [server for server in sorted(self.membership.servers) if server not in recovery.answers]
         return [k.Send(server_name(server), m.Recover(self.epoch)) for server in silent]
 
-    def _foresee(self) -> list[k.Effect]:
-        """Someone has been awaited for a tick: what the others brought can be combined meanwhile."""
-        if self.phase != RUNNING or self.spec is None or self.policy is None or not self.policy.lockstep:
-            return []
-        if self.replicas.replicated and not self.proposals.free:
-            return []  # the memory in which it would be combined is in use
-        if self.spec.reduction == TOKENS or self.spec.radial:
-            return []  # weights are the blocks' own
-        busy = [member for member in self.membership.ordered() if member.busy]
-        return self.foresight.tell(busy, self.spec.reduction, self.epoch, self.replicas.primaries)
-
     def _stop(self, reason: str) -> list[k.Effect]:
         """End the job for everyone."""
-        self.phase, self.waiting = STOPPED, reason
+        self.phase = STOPPED
         names = [worker_name(member.worker) for member in self.membership.ordered()]
         names += [server_name(index) for index in sorted(self.membership.servers)]
         return [*(k.Send(name, m.Stop(reason)) for name in names), k.Halt(reason)]

@@ -246,7 +246,9 @@ class World:
             for life in self.lives.values()
         )
         shards = ", ".join(f"server/{server.index} is at version {server.shard.version}" for server in self.servers)
-        return f"the coordinator waits for {self.coordinator.waiting!r}; {sessions or 'no worker lives'}; {shards}"
+        return (
+            f"the coordinator waits for {self.coordinator.course.waiting!r}; {sessions or 'no worker lives'}; {shards}"
+        )
 
     def note(self, fact: t.Fact) -> None:
         check(self.trace, fact)
