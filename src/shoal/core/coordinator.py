@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from shoal.config import Job
 from shoal.core import machine as k
 from shoal.core.accounts import spans_of
+from shoal.core.admission import Admission
 from shoal.core.commit_log import CommitLog
 from shoal.core.course import Course
+from shoal.core.departures import Departures, bereft
 from shoal.core.dispatch import Dispatch
 from shoal.core.failover import Failover
 from shoal.core.formation import Formation
@@ -27,9 +29,8 @@ from shoal.core.saving import Samples, Savings
 from shoal.core.silence import Watch
 from shoal.core.status import status
 from shoal.core.unit import Units
-from shoal.vocabulary import PolicySpec, TableSpec, Weighted, node_number, server_name, worker_name
+from shoal.vocabulary import PolicySpec, TableSpec, node_number, server_name, worker_name
 from shoal.wire import messages as m
-from shoal.wire.forming import NOTHING
 
 FORMING, RECOVERING, RUNNING, STOPPED = "forming", "recovering", "running", "stopped"
 
@@ -46,7 +47,7 @@ class Coordinator:
     samples: Samples = (None, ())  # in the log before that
     recovers: bool = False  # the job may be under way: take over from a coordinator of an older epoch
     pid: int = 0
-    phase: str = FORMING
+    stopped: bool = False
     dispatch: Dispatch = field(default_factory=Dispatch)
     membership: Membership = field(init=False)
     units: Units = field(init=False)
@@ -57,10 +58,12 @@ class Coordinator:
     savings: Savings = field(init=False)
     proposals: Proposals = field(init=False)
     failover: Failover = field(init=False)
+    departures: Departures = field(init=False)
     watch: Watch = field(init=False)
     recovery: Recovery = field(init=False)
     regime: Regime = field(default_factory=Regime)
     course: Course = field(init=False)
+    admission: Admission = field(init=False)
     started_at: int | None = None
     leads_until: int | None = None  # by this node's clock, as a registry has it; None: for as long as it lives
     deposed: bool = False  # another one leads, or may: this one is over, the job is not
@@ -78,14 +81,37 @@ class Coordinator:
         self.failover = Failover(
             self.job, self.membership, self.replicas, self.formation, self.log, self.proposals, self.savings
         )
+        known = (self.formation, self.membership, self.units, self.dispatch, self.log, self.proposals, self.savings)
+        self.departures = Departures(self.job.name, *known)
         self.watch = Watch(self.job.limits)
         self.recovery = Recovery(self.epoch)
         parts = (self.dispatch, self.log, self.releases, self.proposals, self.regime, self.units)
         self.course = Course(self.formation, self.membership, self.replicas, *parts)
+        self.admission = Admission(
+            self.job,
+            self.clock_at_start + 1,
+            self.formation,
+            self.membership,
+            self.units,
+            self.replicas,
+            self.log,
+            self.releases,
+            self.proposals,
+            self.course,
+        )
         dataset, accounted = self.samples
         self.dispatch.resume(spans_of(accounted), dataset)
         if self.recovers:
-            self.phase, self.membership.incarnations = RECOVERING, self.first_number
+            self.membership.incarnations = self.first_number
+
+    @property
+    def phase(self) -> str:
+        """Where the job is, in a word that users see."""
+        if self.stopped:
+            return STOPPED
+        if self.course.begun:
+            return RUNNING
+        return RECOVERING if self.recovers else FORMING
 
     @property
     def first_number(self) -> int:
@@ -138,7 +164,7 @@ class Coordinator:
 
     def _deposed(self, reason: str) -> list[k.Effect]:
         """Say nothing more to anyone: the job goes on under another coordinator."""
-        self.phase, self.deposed = STOPPED, True
+        self.stopped = self.deposed = True
         return [k.Halt(f"the coordinator of epoch {self.epoch} leads job {self.job.name} no more: {reason}")]
 
     def _keep(self) -> list[k.Effect]:
@@ -203,8 +229,10 @@ class Coordinator:
         leads = self.replicas.leads(message.server)
         match message:
             case m.Created(server=server, version=version):
-                joined = self.failover.created(server) if self.phase == RUNNING else self._created(server, version, now)
-                return joined + self.course.decide(now)
+                if self.phase == RUNNING:
+                    return self.failover.created(server) + self.course.decide(now)
+                begun, end = self.admission.created(server, version, now)
+                return self._stop(end) if end else begun + self.course.decide(now)
             case m.Applied():
                 return self._applied(message, now)
             case m.Whole(server=server):
@@ -212,7 +240,7 @@ class Coordinator:
             case m.Held():
                 if not self.proposals.held(message):
                     return []
-                return self._seed_held(now) if self.phase == FORMING else self.course.held(now)
+                return self.admission.held(now) if self.phase == FORMING else self.course.held(now)
             case m.Norms() if leads >= 0 and self.spec is not None:
                 return self.log.norms(message, leads, self.spec)
             case m.Saved() if leads >= 0 and self.spec is not None:
@@ -259,7 +287,7 @@ class Coordinator:
                 return []  # it will be told
             if self.recovers and incarnation < self.first_number:
                 return [k.Send(source, m.Introduce(worker, incarnation, self.epoch))]
-            return [k.Send(source, m.Fenced(worker, incarnation, self._fenced(worker, incarnation)))]
+            return [k.Send(source, self.departures.fenced(worker, incarnation))]
         member.heard_at = now
         if self.phase == RECOVERING and not isinstance(message, m.Heartbeat | m.Leave):
             return []  # it will ask again
@@ -292,12 +320,6 @@ class Coordinator:
             case _:
                 return []
 
-    def _fenced(self, worker: int, incarnation: int) -> str:
-        last, why = self.membership.last_words.get(worker, (-1, ""))
-        if last != incarnation:
-            why = "it was silent for too long or another process took its place. Start it again to join anew"
-        return f"worker {worker} (incarnation {incarnation}) is no longer a member of job {self.job.name}: {why}"
-
     # --- forming the job ----------------------------------------------------------------------
 
     def _join(self, source: str, join: m.Join, now: int) -> list[k.Effect]:
@@ -323,44 +345,8 @@ class Coordinator:
         if member.state == JOINED:
             member.state, member.group = DECLARED, declare.group
             if len(self.units.of(member)) < len(member.group):
-                return self._remove(member, _bereft(member, "has gone"), now)
-        return self._answer_declared(member, now) if self.formation.complete else self.formation.create()
-
-    def _created(self, index: int, version: int, now: int) -> list[k.Effect]:
-        if not self.formation.created(index, version):
-            return []
-        versions = {self.membership.servers[server].version for server in self.replicas.servers}
-        if len(versions) > 1:
-            return self._stop(f"the servers loaded snapshots of different versions {sorted(versions)}")
-        self.log.version = version
-        declared = [member for member in self.membership.ordered() if member.state == DECLARED]
-        return [effect for member in declared for effect in self._answer_declared(member, now)]
-
-    def _answer_declared(self, member: Member, now: int) -> list[k.Effect]:
-        """Declared, and what follows it: the seed, the start of the job, or admission to a running one."""
-        name = worker_name(member.worker)
-        effects = self._form(now) if self.phase == FORMING else []
-        used = self.log.used.get(member.worker, NOTHING)
-        declared: k.Effect = k.Send(name, m.Declared(member.worker, member.incarnation, member.seeder, used))
-        if self.phase == RUNNING and self.units.gathered(member):
-            return [declared, *effects, *self.course.admit(self.units.of(member), now)]
-        again = [k.Send(name, member.released)] if member.released is not None else []
-        return [declared, *effects, *again]
-
-    def _form(self, now: int) -> list[k.Effect]:
-        """Pick who seeds once all are here; a job from a snapshot starts at once."""
-        declared = self.formation.declared()
-        if len(declared) < self.job.workers:
-            return []
-        return self._begin(declared, now) if self.log.version > 0 else self.formation.appoint()
-
-    def _begin(self, members: list[Member], now: int) -> list[k.Effect]:
-        self.phase = RUNNING
-        self.course.begin(self.clock_at_start + 1)
-        return [*self._begun(members), *self.course.admit(members, now)]
-
-    def _begun(self, members: list[Member]) -> list[k.Effect]:
-        return [k.Log(f"{len(members)} workers begin at clock {self.course.clock}"), k.Begun()]
+                return self._remove(member, bereft(member, "has gone"), now)
+        return self.admission.declared(member, now)
 
     # --- taking over --------------------------------------------------------------------------
 
@@ -417,7 +403,7 @@ class Coordinator:
             )
         # Its place is lost. What it has staged, and may stage yet, is shut out.
         self.log.fence(worker, incarnation)
-        effects: list[k.Effect] = [k.Send(source, m.Fenced(worker, incarnation, self._fenced(worker, incarnation)))]
+        effects: list[k.Effect] = [k.Send(source, self.departures.fenced(worker, incarnation))]
         return effects + (self.releases.append(self.log.cut(), [], now) if self.phase == RUNNING else [])
 
     def _knows(self, resume: m.Resume) -> bool:
@@ -429,7 +415,6 @@ class Coordinator:
         recovery = self.recovery
         if self.phase != RECOVERING or recovery.accounts is None or (recovery.missing() and now < recovery.until):
             return []
-        self.phase = RUNNING
         self.course.begin(max(recovery.clock(), self.clock_at_start + 1))
         for worker, incarnation in sorted(recovery.dead()):
             self.log.fence(worker, incarnation)
@@ -446,7 +431,7 @@ class Coordinator:
         ]
         for member in adopted:
             if why := self.units.torn(member):
-                effects += self._expel(member, _bereft(member, why), now)
+                effects += self.departures.expel(member, bereft(member, why), now)
         if self.log.fences:
             effects += self.releases.append(self.log.cut(), [], now)
         effects += [
@@ -462,7 +447,7 @@ class Coordinator:
 
     def _ready(self, member: Member, ready: m.Ready, now: int) -> list[k.Effect]:
         if self.phase == FORMING:
-            return self._seeded(member, ready, now) if member.seeder else []
+            return self.admission.ready(member, ready, now)
         if member.bereft and member.state == COMPUTING and ready.contributor.clock == member.clock:
             return self._remove(member, member.bereft, now)
         return self.course.ready(member, ready, now)
@@ -484,25 +469,6 @@ class Coordinator:
             return []
         member.unstaged.discard(shard)
         return [] if member.unstaged else self._ready(member, member.offer.ready, now)
-
-    def _seeded(self, member: Member, ready: m.Ready, now: int, held: bool = False) -> list[k.Effect]:
-        """The initial parameters are staged: the first entry of the log. held: every replica has them."""
-        if self.replicas.replicated and not held:
-            member.ready = ready
-            weights = (Weighted(ready.contributor, 1.0),)
-            return self.proposals.begin([member], weights, now) if self.proposals.free else []
-        member.ready = None
-        self.phase = RUNNING
-        self.course.begin(1)
-        declared = self.formation.declared()
-        for item in declared:
-            item.clock = self.course.clock
-        return [*self._begun(declared), *self.releases.append(self.log.seed(ready), declared, now)]
-
-    def _seed_held(self, now: int) -> list[k.Effect]:
-        """Every replica holds the initial parameters."""
-        seeder = self.membership.members.get(self.proposals.take().workers[0])
-        return [] if seeder is None or seeder.ready is None else self._seeded(seeder, seeder.ready, now, held=True)
 
     # --- samples ------------------------------------------------------------------------------
 
@@ -537,32 +503,9 @@ class Coordinator:
 
     def _remove(self, member: Member, why: str, now: int, parted: bool = False) -> list[k.Effect]:
         """The member is gone, and its group with it: the rest go on."""
-        mates = [mate for mate in self.units.of(member) if mate is not member]
-        effects = self._expel(member, why, now, parted)
-        for mate in mates:
-            mate.bereft = _bereft(mate, why)
-            if not parted or mate.state not in (JOINED, COMPUTING):  # who neither waits nor steps may end in peace
-                effects += self._expel(mate, mate.bereft, now)
-                if parted:
-                    self.membership.buried.pop(mate.worker, None)  # it has not failed: its script may end as it likes
+        effects = self.departures.remove(member, why, now, parted)
         if self.phase == RUNNING:
             effects += self.releases.append(self.log.cut(), [], now) + self.course.decide(now)
-        return effects
-
-    def _expel(self, member: Member, why: str, now: int, parted: bool = False) -> list[k.Effect]:
-        """Its samples are free, its incarnation is fenced."""
-        self.membership.remove(member, now, parted)
-        if member.group:
-            self.membership.last_words[member.worker] = member.incarnation, why
-        self.dispatch.take_back(member)
-        self.log.fence(member.worker, member.incarnation)
-        proposal = self.proposals.current
-        if proposal is not None and member.worker in proposal.workers:
-            self.proposals.drop()
-        effects: list[k.Effect] = [k.Log(why), *self.savings.gone(member.worker, self.spec)]
-        if member.group and not parted:  # whoever lives should hear of it soon
-            facts = (member.worker, member.incarnation)
-            effects.append(k.Send(worker_name(member.worker), m.Fenced(*facts, self._fenced(*facts))))
         return effects
 
     # --- time ---------------------------------------------------------------------------------
@@ -643,13 +586,7 @@ class Coordinator:
 
     def _stop(self, reason: str) -> list[k.Effect]:
         """End the job for everyone."""
-        self.phase = STOPPED
+        self.stopped = True
         names = [worker_name(member.worker) for member in self.membership.ordered()]
         names += [server_name(index) for index in sorted(self.membership.servers)]
         return [*(k.Send(name, m.Stop(reason)) for name in names), k.Halt(reason)]
-
-
-def _bereft(member: Member, why: str) -> str:
-    """Why a rank of a group cannot go on, and what is to be done."""
-    others = ", ".join(str(worker) for worker, _ in member.group)
-    return f"it is of the group of workers {others}, all of which have to be started again: {why}"

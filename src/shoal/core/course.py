@@ -54,6 +54,11 @@ class Course:
         return self.regime.policy or self.formation.policy
 
     @property
+    def begun(self) -> bool:
+        """Whether the job runs."""
+        return self.clock > 0
+
+    @property
     def lockstep(self) -> bool:
         """Whether clocks have a common meaning."""
         return self.policy is not None and self.policy.lockstep
@@ -119,7 +124,7 @@ class Course:
 
     def decide(self, now: int) -> list[k.Effect]:
         """Commit what the policy lets, then let go on whom it lets."""
-        if not self.clock or self.policy is None:
+        if not self.begun or self.policy is None:
             return []
         effects: list[k.Effect] = []
         self.impatient = False
@@ -154,7 +159,7 @@ class Course:
 
     def foresee(self) -> list[k.Effect]:
         """Someone has been awaited for a tick: what the others brought can be combined meanwhile."""
-        if not self.clock or not self.lockstep:
+        if not self.begun or not self.lockstep:
             return []
         if self.replicas.replicated and not self.proposals.free:
             return []  # the memory in which it would be combined is in use

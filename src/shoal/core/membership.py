@@ -128,7 +128,6 @@ class Membership:
     joined_ever: int = 0
     empty_at: int | None = None  # when the last member went
     parted: bool = False  # it left politely
-    last_words: dict[int, tuple[int, str]] = field(default_factory=dict)  # by worker: an incarnation, why it is over
     buried: dict[int, int] = field(default_factory=dict)  # by worker: process of its last life that was declared dead
 
     def holder(self, join: m.Join) -> Member | None:

@@ -82,7 +82,7 @@ PLANTS = (
     Plant(
         "a worker that comes back is not told what the log used",
         "Fed back",
-        Machines(coordinator=coordinators.ForgetsWhatWasUsed),
+        replicas.with_part(courses.ForgetsWhatWasUsed),
     ),
     Plant(
         "a snapshot has the residual of another version",

@@ -29,14 +29,6 @@ class PacesByTheSlowest(Coordinator):
         return effect
 
 
-class ForgetsWhatWasUsed(Coordinator):
-    """Tells a worker that comes back that none of its contributions is in the log."""
-
-    def _answer_declared(self, member: Member, now: int) -> list[k.Effect]:
-        self.log.used.pop(member.worker, None)
-        return super()._answer_declared(member, now)
-
-
 class RecallsTheOneBefore(Coordinator):
     """Has workers save what they had lost one contribution before that of the snapshot."""
 

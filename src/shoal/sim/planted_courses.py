@@ -1,10 +1,11 @@
-"""Courses of a job that are wrong in one way each."""
+"""How workers come in, and how a job goes on, wrong in one way each."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from shoal.core import machine as k
+from shoal.core.admission import Admission
 from shoal.core.course import Course
 from shoal.core.membership import COMPUTING, Member
 from shoal.policy import Bounded, Decoupled, Go, Policy, Sync, View, Wait
@@ -95,3 +96,11 @@ class LetsGoTooSoon(Course):
 
     def _spreads(self, update: int) -> bool:
         return False
+
+
+class ForgetsWhatWasUsed(Admission):
+    """Tells a worker that comes back that none of its contributions is in the log."""
+
+    def _answer(self, member: Member, now: int) -> list[k.Effect]:
+        self.log.used.pop(member.worker, None)
+        return super()._answer(member, now)

@@ -10,6 +10,7 @@ import msgspec
 
 from shoal.config import Job, Limits
 from shoal.core import machine as k
+from shoal.core.admission import Admission
 from shoal.core.coordinator import Coordinator
 from shoal.core.course import Course
 from shoal.core.failover import Failover
@@ -210,12 +211,12 @@ def with_replica(kind: type[Replica]) -> Machines:
     return Machines(shard=shard)
 
 
-def with_part(kind: type[Course] | type[Failover] | type[Proposals] | type[Replicas]) -> Machines:
+def with_part(kind: type[Admission] | type[Course] | type[Failover] | type[Proposals] | type[Replicas]) -> Machines:
     """A coordinator of which one part is such a one."""
 
     def coordinator(job: Job, **facts: Any) -> Coordinator:
         made = Coordinator(job, **facts)
-        for part in (made.course, made.failover, made.proposals, made.replicas):
+        for part in (made.admission, made.course, made.failover, made.proposals, made.replicas):
             if issubclass(kind, type(part)):
                 part.__class__ = kind  # others refer to it
         return made
