@@ -20,6 +20,7 @@ from shoal.core.dispatch import Dispatch
 from shoal.core.failover import Failover
 from shoal.core.formation import Formation
 from shoal.core.membership import COMPUTING, DECLARED, JOINED, Member, Membership, Server
+from shoal.core.offers import Offers
 from shoal.core.proposal import Proposals
 from shoal.core.recovery import Recovery
 from shoal.core.regime import Regime
@@ -29,7 +30,7 @@ from shoal.core.saving import Samples, Savings
 from shoal.core.silence import Watch
 from shoal.core.status import status
 from shoal.core.unit import Units
-from shoal.vocabulary import PolicySpec, TableSpec, node_number, server_name, worker_name
+from shoal.vocabulary import Contributor, PolicySpec, TableSpec, node_number, server_name, worker_name
 from shoal.wire import messages as m
 
 FORMING, RECOVERING, RUNNING, STOPPED = "forming", "recovering", "running", "stopped"
@@ -57,6 +58,7 @@ class Coordinator:
     releases: Releases = field(init=False)
     savings: Savings = field(init=False)
     proposals: Proposals = field(init=False)
+    offers: Offers = field(init=False)
     failover: Failover = field(init=False)
     departures: Departures = field(init=False)
     watch: Watch = field(init=False)
@@ -78,27 +80,16 @@ class Coordinator:
         self.releases = Releases(self.log, self.membership, self.dispatch)
         self.savings = Savings(self.job.servers)
         self.proposals = Proposals(self.epoch, self.log, self.replicas)
-        self.failover = Failover(
-            self.job, self.membership, self.replicas, self.formation, self.log, self.proposals, self.savings
-        )
-        known = (self.formation, self.membership, self.units, self.dispatch, self.log, self.proposals, self.savings)
-        self.departures = Departures(self.job.name, *known)
+        self.offers = Offers(self.membership, self.replicas)
+        places = (self.membership, self.replicas, self.formation)
+        self.failover = Failover(self.job, *places, self.log, self.proposals, self.offers, self.savings)
+        people = (self.formation, self.membership, self.units)
+        self.departures = Departures(self.job.name, *people, self.dispatch, self.log, self.proposals, self.savings)
+        entries = (self.log, self.releases, self.proposals)
+        self.course = Course(*people, self.replicas, self.dispatch, *entries, self.regime)
+        self.admission = Admission(self.job, self.clock_at_start + 1, *people, self.replicas, *entries, self.course)
         self.watch = Watch(self.job.limits)
         self.recovery = Recovery(self.epoch)
-        parts = (self.dispatch, self.log, self.releases, self.proposals, self.regime, self.units)
-        self.course = Course(self.formation, self.membership, self.replicas, *parts)
-        self.admission = Admission(
-            self.job,
-            self.clock_at_start + 1,
-            self.formation,
-            self.membership,
-            self.units,
-            self.replicas,
-            self.log,
-            self.releases,
-            self.proposals,
-            self.course,
-        )
         dataset, accounted = self.samples
         self.dispatch.resume(spans_of(accounted), dataset)
         if self.recovers:
@@ -245,8 +236,8 @@ class Coordinator:
                 return self.log.norms(message, leads, self.spec)
             case m.Saved() if leads >= 0 and self.spec is not None:
                 return self.savings.saved(message, leads, self.spec)
-            case m.Complete() if leads >= 0:
-                return self._complete(message, leads, now)
+            case m.Complete(contributor=who) if leads >= 0:
+                return self._complete(who, leads, now)
             case _:
                 return []
 
@@ -297,7 +288,7 @@ class Coordinator:
             case m.Ready():
                 return self._ready(member, message, now)
             case m.Offer():
-                return self._offered(member, message)
+                return self.offers.offered(member, message.ready)
             case m.Refresh():
                 return self.releases.refresh(member, message, now)
             case m.LeaseRequest():
@@ -354,6 +345,17 @@ class Coordinator:
         """A server has told what it knows; once all have, the log is known, and goes on."""
         self.recovery.answered(recovered)
         return [] if self.recovery.silent(self.replicas.first) else self._learn(now)
+
+    def _go_without(self, now: int) -> list[k.Effect]:
+        """Some servers did not answer in time: what the others know has to do."""
+        recovery, limits = self.recovery, self.job.limits
+        if self.replicas.replicated and recovery.answers:
+            return self._learn(now)
+        return self._stop(
+            f"servers {recovery.silent(self.replicas.first)} did not come back to the coordinator of epoch "
+            f"{self.epoch} within {limits.lease_ms / 1000:g} s (SHOAL_LEASE_MS): resume job {self.job.name} from its "
+            f"last snapshot"
+        )
 
     def _learn(self, now: int) -> list[k.Effect]:
         """The log is what the servers that answered know of it; those that have a place and did not are gone."""
@@ -443,7 +445,7 @@ class Coordinator:
             effects += self.course.admit(declared, now)
         return effects + self.failover.refill() + self.course.decide(now)
 
-    # --- deciding -----------------------------------------------------------------------------
+    # --- while the job runs -------------------------------------------------------------------
 
     def _ready(self, member: Member, ready: m.Ready, now: int) -> list[k.Effect]:
         if self.phase == FORMING:
@@ -452,32 +454,14 @@ class Coordinator:
             return self._remove(member, member.bereft, now)
         return self.course.ready(member, ready, now)
 
-    def _offered(self, member: Member, offer: m.Offer) -> list[k.Effect]:
-        """It is ready once every shard has all of it: let the shards say when."""
-        who = offer.ready.contributor
-        if self.phase != RUNNING or member.state != COMPUTING or who.clock != member.clock:
-            return []
-        member.offer = offer
-        blocks, primaries = offer.ready.blocks, self.replicas.primaries
-        member.unstaged = {shard for shard, count in enumerate(blocks[: self.job.servers]) if count}
-        return [k.Send(server_name(primaries[shard]), m.Await(who, blocks[shard])) for shard in sorted(member.unstaged)]
-
-    def _complete(self, complete: m.Complete, shard: int, now: int) -> list[k.Effect]:
-        who = complete.contributor
-        member = self.membership.find(who.worker, who.incarnation)
-        if member is None or member.offer is None or member.offer.ready.contributor != who:
-            return []
-        member.unstaged.discard(shard)
-        return [] if member.unstaged else self._ready(member, member.offer.ready, now)
-
-    # --- samples ------------------------------------------------------------------------------
+    def _complete(self, who: Contributor, shard: int, now: int) -> list[k.Effect]:
+        ready = self.offers.complete(who, shard)
+        return [] if ready is None else self._ready(self.membership.members[who.worker], ready, now)
 
     def _lease_request(self, member: Member, request: m.LeaseRequest, now: int) -> list[k.Effect]:
         if member.bereft and not self.dispatch.repeated(member, request):
             return self._remove(member, member.bereft, now)
         return self.course.lease(member, request, now)
-
-    # --- policies -----------------------------------------------------------------------------
 
     def _set_policy(self, source: str, wanted: PolicySpec, now: int) -> list[k.Effect]:
         """Somebody wants another policy: it takes over now, or once workers have come to rest."""
@@ -485,8 +469,6 @@ class Coordinator:
             return self.course.change(source, wanted, now)
         wrong = f"job {self.job.name} is {self.phase}: ask again when it runs"
         return [k.Send(source, m.PolicySet(None, error=wrong))]
-
-    # --- snapshots, leaving, dying --------------------------------------------------------------
 
     def _snapshot(self, request: m.SnapshotRequest, now: int) -> list[k.Effect]:
         again = self.savings.again(request, self.replicas.primaries)
@@ -516,27 +498,16 @@ class Coordinator:
         if self.watch.slept(now):
             self.membership.excuse(now)
             self.started_at = now
-        known, lacking = self.membership.servers, self.recovery.silent(self.replicas.first)
-        silent_ms = [now - known[index].heard_at for index in lacking if index in known]
-        gone = self.recovery.enough(self.replicas) and min(silent_ms, default=limits.lease_ms) >= limits.lease_ms // 2
-        patience_ms = limits.lease_ms // 2 if gone else limits.lease_ms
-        if self.phase == RECOVERING and self.recovery.accounts is None and now - self.started_at >= patience_ms:
-            silent = self.recovery.silent(self.replicas.first)
-            if not self.replicas.replicated or not self.recovery.answers:
-                return self._stop(
-                    f"servers {silent} did not come back to the coordinator of epoch {self.epoch} within "
-                    f"{limits.lease_ms / 1000:g} s (SHOAL_LEASE_MS): resume job {self.job.name} from its last snapshot"
-                )
-            return self._learn(now)
+        if self.phase == RECOVERING and self.recovery.accounts is None:
+            patience_ms = self.recovery.patience_ms(self.membership.servers, self.replicas, limits.lease_ms, now)
+            if now - self.started_at >= patience_ms:
+                return self._go_without(now)
         if self.phase == FORMING and now - self.started_at >= limits.start_ms:
             return self._stop(
                 f"job {self.job.name} did not start within {limits.start_ms / 1000:g} s: {self.formation.missing()}"
             )
         effects: list[k.Effect] = []
-        for server in self.membership.dead_servers(now) if self.phase != RECOVERING else ():
-            reason = f"it was silent for {now - server.heard_at} ms"
-            if server.broken_at is not None:
-                reason = f"its connection broke {now - server.broken_at} ms ago"
+        for server, reason in self.membership.dead_servers(now) if self.phase != RECOVERING else ():
             effects += self._lost(server, reason, now)
             if self.phase == STOPPED:
                 return effects
@@ -552,7 +523,8 @@ class Coordinator:
         if self.phase == FORMING:
             effects += self.formation.create_again(now)
         if self.phase == RECOVERING:
-            effects += self._recover_again(now)
+            asked = self.recovery.ask_again(self.membership.servers, limits.resend_ms, now)
+            effects += asked if self.recovery.accounts is None else self._take_over(now)
         if self.course.impatient:
             effects += self.course.decide(now)
         effects += self.course.foresee() + self.log.resend(now, limits.resend_ms)
@@ -572,17 +544,6 @@ class Coordinator:
             return effects + self.course.decide(now)
         lack = "no other server has all of its shard" if self.replicas.replicated else "without replicas"
         return self._stop(f"{end}; {lack}: its parameters are gone: resume the job from its last snapshot")
-
-    def _recover_again(self, now: int) -> list[k.Effect]:
-        """Ask servers again that have not answered; do not wait for workers for ever."""
-        recovery = self.recovery
-        if recovery.accounts is not None:
-            return self._take_over(now)
-        if now - recovery.asked_at < self.job.limits.resend_ms:
-            return []
-        recovery.asked_at = now
-        silent = [server for server in sorted(self.membership.servers) if server not in recovery.answers]
-        return [k.Send(server_name(server), m.Recover(self.epoch)) for server in silent]
 
     def _stop(self, reason: str) -> list[k.Effect]:
         """End the job for everyone."""

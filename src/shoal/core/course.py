@@ -36,13 +36,13 @@ class Course:
 
     formation: Formation
     membership: Membership
+    units: Units
     replicas: Replicas
     dispatch: Dispatch
     log: CommitLog
     releases: Releases
     proposals: Proposals
     regime: Regime
-    units: Units
     clock: int = 0  # the open one of a lockstep policy; 0: the job does not run yet
     waiting: str = ""
     impatient: bool = False
@@ -82,7 +82,6 @@ class Course:
         if member.state != COMPUTING or clock != member.clock:
             return []
         member.computed(ready, now)
-        member.offer = None
         if not self.dispatch.holds(member, ready):
             # Someone else does these samples by now: its gradient may not count as well.
             self.dispatch.take_back(member)

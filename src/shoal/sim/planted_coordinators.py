@@ -9,7 +9,6 @@ import msgspec
 from shoal.core import machine as k
 from shoal.core.ages import Ages
 from shoal.core.coordinator import Coordinator
-from shoal.core.membership import Member
 from shoal.wire import messages as m
 
 
@@ -88,8 +87,8 @@ class BuriesTheLiving(Coordinator):
 class TakesOffers(Coordinator):
     """Does not wait for the shards to have what a worker offers."""
 
-    def _offered(self, member: Member, offer: m.Offer) -> list[k.Effect]:
-        return self._ready(member, offer.ready, 0)
+    def _from_worker(self, source: str, message: m.Message, now: int) -> list[k.Effect]:
+        return super()._from_worker(source, message.ready if isinstance(message, m.Offer) else message, now)
 
 
 class TakesOverAlone(Coordinator):
