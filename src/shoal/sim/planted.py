@@ -71,7 +71,7 @@ PLANTS = (
     Plant(
         "a worker claims a contribution to be whole that is not",
         "Atomic",
-        Machines(session=sessions.ClaimsWhole),
+        sessions.with_couriers(sessions.ClaimsWhole),
         seed=29,
     ),
     Plant("a worker asks only once", "Progress", Machines(session=sessions.AsksOnce), seed=15),
@@ -210,8 +210,13 @@ PLANTS = (
     Plant("a shard is given up with its primary", "Progress", replicas.with_part(replicas.GivesUp)),
     Plant("a new coordinator follows an old view", "Progress", replicas.with_part(replicas.FollowsTheOldest), seed=487),
     Plant("nobody is reminded of a placement", "Progress", replicas.with_part(replicas.NeverReminds), seed=315),
-    Plant("a worker does not push again to a new primary", "Progress", Machines(session=sessions.PushesOnce), seed=31),
-    Plant("a worker stays with a server that is gone", "Progress", Machines(session=sessions.StaysWithTheOld)),
+    Plant(
+        "a worker does not push again to a new primary",
+        "Progress",
+        sessions.with_couriers(sessions.PushesOnce),
+        seed=31,
+    ),
+    Plant("a worker stays with a server that is gone", "Progress", sessions.with_couriers(sessions.StaysWithTheOld)),
     Plant(
         "a worker takes parameters that it cannot see",
         "Ordered",

@@ -475,7 +475,7 @@ class World:
         """Let parameters land in a worker's memory; what is to be read where it lay may have moved."""
         store = self.servers[message.server].store
         if message.stamp:
-            life.mapped[life.session.shard_of(message.server)] = message.server
+            life.mapped[life.session.couriers.shard_of(message.server)] = message.server
         if not message.stamp:
             life.land(payload)
         elif not message.still:
