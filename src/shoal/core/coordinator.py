@@ -256,7 +256,7 @@ class Coordinator:
         return joined + (self.course.decide(now) if busy and self.proposals.free and self.replicas.replicated else [])
 
     def _from_worker(self, source: str, message: m.Message, now: int) -> list[k.Effect]:
-        """Messages that only a living member may send."""
+        """Messages that say which incarnation of a worker they are from."""
         worker = getattr(message, "worker", None)
         incarnation = getattr(message, "incarnation", -1)
         match message:
@@ -268,20 +268,28 @@ class Coordinator:
             return []
         member = self.membership.find(worker, incarnation)
         if member is None:
-            if isinstance(message, m.Leave):
-                left: k.Effect = k.Send(source, m.Left(worker, incarnation))
-                if self.phase != RECOVERING:
-                    return [left]
-                self.recovery.gone.add((worker, incarnation))
-                return [left, *self._take_over(now)]
-            if self.phase == RECOVERING and (worker, incarnation) in self.recovery.heard:
-                return []  # it will be told
-            if self.recovers and incarnation < self.first_number:
-                return [k.Send(source, m.Introduce(worker, incarnation, self.epoch))]
-            return [k.Send(source, self.departures.fenced(worker, incarnation))]
+            return self._from_stranger(source, message, (worker, incarnation), now)
         member.heard_at = now
         if self.phase == RECOVERING and not isinstance(message, m.Heartbeat | m.Leave):
             return []  # it will ask again
+        return self._from_member(source, message, member, now)
+
+    def _from_stranger(self, source: str, message: m.Message, who: tuple[int, int], now: int) -> list[k.Effect]:
+        """It is not a member any more, or one that a new coordinator has yet to hear of."""
+        if isinstance(message, m.Leave):
+            left: k.Effect = k.Send(source, m.Left(*who))
+            if self.phase != RECOVERING:
+                return [left]
+            self.recovery.gone.add(who)
+            return [left, *self._take_over(now)]
+        if self.phase == RECOVERING and who in self.recovery.heard:
+            return []  # it will be told
+        if self.recovers and who[1] < self.first_number:
+            return [k.Send(source, m.Introduce(*who, self.epoch))]
+        return [k.Send(source, self.departures.fenced(*who))]
+
+    def _from_member(self, source: str, message: m.Message, member: Member, now: int) -> list[k.Effect]:
+        """Messages that only a living member may send."""
         match message:
             case m.Declare():
                 return self._declare(member, message, now)
@@ -298,8 +306,8 @@ class Coordinator:
             case m.Recalled():
                 return self.savings.recalled(message, self.spec) if self.spec is not None else []
             case m.Leave():
-                gone = self._remove(member, f"worker {worker} left", now, parted=True)
-                return [k.Send(source, m.Left(worker, incarnation)), *gone]
+                gone = self._remove(member, f"worker {member.worker} left", now, parted=True)
+                return [k.Send(source, m.Left(member.worker, member.incarnation)), *gone]
             case m.Report(figures=figures):
                 member.figures.update(figures)
                 return []
