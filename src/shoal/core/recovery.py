@@ -173,7 +173,7 @@ class Recovery:
 
     def _fenced(self, worker: int, incarnation: int) -> bool:
         assert self.accounts is not None
-        return incarnation <= self.accounts.fenced.get(worker, -1)
+        return self.accounts.shuts_out(worker, incarnation)
 
     def clock(self) -> int:
         """The open clock: after all that are settled, and where the foremost worker is."""

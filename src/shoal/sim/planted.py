@@ -51,7 +51,7 @@ PLANTS = (
     Plant(
         "a shard says that a contribution is complete too soon",
         "Atomic",
-        Machines(shard=shards.CompletesTooSoon),
+        shards.with_staging(shards.CompletesTooSoon),
         seed=168,
     ),
     Plant(
