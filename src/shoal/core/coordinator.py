@@ -1,6 +1,7 @@
-"""The coordinator: decides what is committed, who may go on, and who is in the job.
+"""The coordinator: hears everybody, and lets the part decide whose matter it is: how a job forms (formation.py,
+admission.py) and goes on (course.py), who goes (departures.py, failover.py), how another one takes over (recovery.py).
 
-What it promises: the log is the only way anything changes; a contribution enters it at most once
+What they promise together: the log is the only way anything changes; a contribution enters it at most once
 and only when it is staged on every shard; a worker goes on only with a version the policy allows;
 every sample of a data epoch is in exactly one entry. It holds no numbers of the model.
 """

@@ -1,7 +1,7 @@
 """Offers: contributions that will be ready once every shard says that all of it is staged.
 
-A worker that need not hear from the shards itself lets the coordinator ask them: one message less on the way of every
-gradient. A primary that takes another's place is asked anew.
+From far away a worker does not wait for the shards' word: they give it to the coordinator, and the step is a round trip
+shorter. A primary that takes another's place is asked anew.
 """
 
 from __future__ import annotations
