@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from shoal.config import Limits
 from shoal.core import machine as k
-from shoal.core.accounts import Accounts
 from shoal.core.bases import Bases
+from shoal.core.journal import Factors, Journal, Kept
 from shoal.core.readers import Readers
 from shoal.core.registration import Registration
 from shoal.core.replica import Replica
@@ -49,17 +49,9 @@ class Progress:
 
     commit: m.Commit
     remaining: list[str]
-    factors: tuple[tuple[str, tuple[float, ...]], ...] = ()
+    factors: Factors = ()
     norms: m.Norms | None = None  # sent, and waiting for its Factors
     published: set[int] = field(default_factory=set)  # blocks that workers have been sent already
-
-
-@dataclass(frozen=True)
-class Kept:
-    """An entry that a new coordinator may have to repeat to other shards, and its factors as far as they are known."""
-
-    commit: m.Commit
-    factors: tuple[tuple[str, tuple[float, ...]], ...] = ()
 
 
 @dataclass
@@ -73,11 +65,9 @@ class Shard:
     spec: TableSpec | None = None
     blocks: tuple[int, ...] = ()
     staging: Staging = field(init=False)
-    accounts: Accounts = field(default_factory=Accounts)
+    journal: Journal = field(init=False)
     bases: Bases = field(default_factory=Bases)
     replica: Replica = field(init=False)
-    pending: dict[int, m.Commit] = field(default_factory=dict)
-    kept: dict[int, Kept] = field(default_factory=dict)  # applied, and perhaps not yet by every shard
     progress: Progress | None = None
     running: k.Task | None = None
     readers: Readers = field(default_factory=Readers)
@@ -86,7 +76,7 @@ class Shard:
     registration: Registration = field(init=False)
 
     def __post_init__(self) -> None:
-        self.staging = Staging(self.index)
+        self.staging, self.journal = Staging(self.index), Journal(self.index)
         self.registration = Registration(self.index, self.limits)
         self.replica = Replica(self.index, self.limits)
 
@@ -122,7 +112,7 @@ class Shard:
     def admits(self, stage: m.Stage) -> bool:
         """Whether the payload of `stage` is wanted; ProtocolError if it names blocks of another shard."""
         who = stage.contributor
-        if self.spec is None or self.accounts.settled(who):
+        if self.spec is None or self.journal.accounts.settled(who):
             return False
         strange = set(stage.blocks) - set(self.blocks)
         if strange or not stage.blocks:
@@ -145,7 +135,7 @@ class Shard:
     def policy(self) -> Policy:
         """In force at this version."""
         assert self.spec is not None
-        switch = self.accounts.switch
+        switch = self.journal.accounts.switch
         return from_spec(self.spec.policy if switch is None else switch.policy)
 
     # --- messages -----------------------------------------------------------------------------
@@ -170,7 +160,7 @@ class Shard:
                 return [known] if self.replica.follows else [known, *self._follow(message)]
             case m.Stage():
                 return self._stage(message)
-            case m.Await(contributor=who, blocks=blocks) if not self.accounts.settled(who):
+            case m.Await(contributor=who, blocks=blocks) if not self.journal.accounts.settled(who):
                 return self.staging.expect(who, blocks)
             case m.Foresee():
                 return self._foresee(message)
@@ -229,9 +219,8 @@ class Shard:
     def _follow(self, told: m.Recovered) -> list[k.Effect]:
         """The primary says where the log is: this server follows it from here on."""
         self.replica.follows = True
-        self.version, self.accounts = told.version, Accounts.of(told)
-        self.kept = {entry.seq: Kept(entry) for entry in told.entries if entry.seq <= told.version}
-        self.pending = {seq: entry for seq, entry in self.pending.items() if seq > self.version}
+        self.version = told.version
+        self.journal.follow(told)
         return [k.Send(COORDINATOR, m.Applied(self.index, self.version)), *self._advance()]
 
     def _between(self, now: int) -> list[k.Effect]:
@@ -239,9 +228,9 @@ class Shard:
         effects: list[k.Effect] = []
         if isinstance(self.running, k.Apply | k.Seed | k.CreateTable) or self.spec is None:
             return effects
-        effects += self.replica.take_in(self.accounts.updated)
+        effects += self.replica.take_in(self.journal.accounts.updated)
         if self.running is None and self.progress is None:
-            effects += self.replica.give(self.version, self.accounts.updated, self._recovered(self.epoch), now)
+            effects += self.replica.give(self.version, self.journal.accounts.updated, self._recovered(self.epoch), now)
         guessing = isinstance(self.running, k.Combine) and not self.running.held
         prepare = self.replica.due(self._complete) if self.progress is None else None
         compensation = self._compensation(prepare.contributors) if prepare is not None else None
@@ -259,7 +248,7 @@ class Shard:
         if wanted is None or not self.replica.leads or any(item.contributor.seeds for item in contributors):
             return None
         # Such a policy commits one by one: these are of one worker, or of one group.
-        return self.bases.compensation(wanted, contributors, self.accounts.updated) if contributors else None
+        return self.bases.compensation(wanted, contributors, self.journal.accounts.updated) if contributors else None
 
     def _complete(self, item: Weighted, count: int) -> bool:
         """Whether all that this contributor has for the shard, so many blocks, is here."""
@@ -268,9 +257,9 @@ class Shard:
 
     def _stage(self, stage: m.Stage) -> list[k.Effect]:
         who = stage.contributor
-        if self.spec is None or self.accounts.shuts_out(who.worker, who.incarnation):
+        if self.spec is None or self.journal.accounts.shuts_out(who.worker, who.incarnation):
             return []
-        if not self.accounts.settled(who):
+        if not self.journal.accounts.settled(who):
             self.staging.take(who, stage.blocks)
         return [k.Send(worker_name(who.worker), m.Staged(self.index, who, stage.blocks)), *self.staging.completed(who)]
 
@@ -283,18 +272,18 @@ class Shard:
             return [k.Send(COORDINATOR, m.Applied(self.index, commit.seq)), *repeated]
         if self.progress is not None and self.progress.commit.seq == commit.seq:
             return [k.Send(COORDINATOR, self.progress.norms)] if self.progress.norms is not None else []
-        self.pending[commit.seq] = commit
+        self.journal.pending[commit.seq] = commit
         guessing = isinstance(self.running, k.Combine) and not self.running.held
         return [k.Hurry()] if guessing else self._advance()
 
     def _foresee(self, foresee: m.Foresee) -> list[k.Effect]:
         """Use the time until the next commit, if there is nothing else to do."""
-        busy = self.progress is not None or self.running is not None or bool(self.pending) or self.spec is None
+        busy = self.progress is not None or self.running is not None or bool(self.journal.pending) or self.spec is None
         busy = busy or not self.replica.leads or self.replica.prepared
         # Who took another server's place has yet to be sent what that one had.
         busy = busy or not all(map(self._complete, foresee.contributors, foresee.blocks))
         old = foresee.epoch < self.epoch or any(
-            self.accounts.settled(item.contributor) for item in foresee.contributors
+            self.journal.accounts.settled(item.contributor) for item in foresee.contributors
         )
         return [] if busy or old else self._run(k.Combine(foresee.contributors))
 
@@ -310,7 +299,7 @@ class Shard:
 
     def _pull(self, pull: m.Pull) -> list[k.Effect]:
         early = pull.version > self.version or not self.replica.leads
-        if early or self.accounts.shuts_out(pull.worker, pull.incarnation):
+        if early or self.journal.accounts.shuts_out(pull.worker, pull.incarnation):
             return []  # not there yet: the commit that releases this worker will publish it
         if pull.version == self.version and not isinstance(self.running, k.Apply | k.Seed):
             blocks = tuple(sorted(set(pull.blocks) & set(self.blocks)))
@@ -327,38 +316,16 @@ class Shard:
 
     def _recovered(self, epoch: int) -> m.Recovered:
         """What this server knows of the log."""
-        entries = self.kept | {seq: Kept(commit) for seq, commit in self.pending.items()}
-        if self.progress is not None:
-            entries[self.progress.commit.seq] = Kept(self.progress.commit, self.progress.factors)
-        known = self.accounts
-        return m.Recovered(
-            self.index,
-            epoch,
-            self.version,
-            known.updated,
-            self.spec if self.replica.follows else None,
-            tuple(entries[seq].commit for seq in sorted(entries)),
-            tuple((worker, *closed) for worker, closed in sorted(known.closed.items())),
-            tuple((worker, *used) for worker, used in sorted(known.used.items())),
-            tuple(sorted(known.fenced.items())),
-            tuple(sorted(known.released.items())),
-            known.accounted,
-            tuple((seq, *factor) for seq, entry in sorted(entries.items()) for factor in entry.factors),
-            self.replica.view,
-            self.replica.whole,
-            known.updates,
-            tuple(sorted(known.ages.counted.items())),
-            known.ages.dropped,
-            known.switch,
-            known.switched,
-        )
+        current = Kept(self.progress.commit, self.progress.factors) if self.progress is not None else None
+        spec = self.spec if self.replica.follows else None
+        return self.journal.tell(epoch, self.version, spec, current, self.replica.view, self.replica.whole)
 
     # --- shared memory ------------------------------------------------------------------------
 
     def _attach(self, worker: int, incarnation: int) -> list[k.Effect]:
         """A worker on this host reads parameters where they lie, and has its gradients read where they lie."""
         forming = self.spec is None or isinstance(self.running, k.CreateTable)
-        if forming or self.accounts.shuts_out(worker, incarnation):
+        if forming or self.journal.accounts.shuts_out(worker, incarnation):
             return []  # it will ask again
         self.readers.attach(worker, incarnation)
         return [k.Send(worker_name(worker), m.Attached(self.index, worker, incarnation))]
@@ -408,12 +375,11 @@ class Shard:
     def _advance(self) -> list[k.Effect]:
         """Start the next commit if it is here and nothing else is under way."""
         effects: list[k.Effect] = []
-        while (
-            self.progress is None and self.running is None and self.replica.follows and self.version + 1 in self.pending
-        ):
-            if self._held_back(self.pending[self.version + 1]) or self.pending[self.version + 1].epoch < self.epoch:
+        while self.progress is None and self.running is None and self.replica.follows:
+            commit = self.journal.pending.get(self.version + 1)
+            if commit is None or self._held_back(commit) or commit.epoch < self.epoch:
                 break  # what an older epoch left counts once the new coordinator repeats it
-            commit = self.pending.pop(self.version + 1)
+            del self.journal.pending[commit.seq]
             assert self.spec is not None, "a commit cannot come before its table"
             rule_phases = phases.phases(self.spec) if commit.kind == "update" and commit.contributors else ()
             self.progress = Progress(commit, list(rule_phases))
@@ -478,8 +444,8 @@ class Shard:
         commit, factors, published = self.progress.commit, self.progress.factors, self.progress.published
         self.progress = None
         self.version = commit.seq
-        self.accounts.add(commit)
-        self.bases.add(commit, self.accounts.updated)
+        self.journal.apply(commit, factors)
+        self.bases.add(commit, self.journal.accounts.updated)
         if commit.switch is not None:
             self.readers.given.clear()  # what was on its way when parameters began to change is no base for anything
         rest = tuple(block for block in self.blocks if block not in published)
@@ -490,11 +456,8 @@ class Shard:
         self.readers.gave(commit.release, self.version)
         if commit.contributors:
             self.replica.applied()
-        self.kept[commit.seq] = Kept(commit, factors)
-        for seq in [seq for seq in self.kept if seq <= commit.stable]:
-            del self.kept[seq]
         self.readers.forget(commit.fences)
-        settled = self.staging.settle(self.accounts)
+        settled = self.staging.settle(self.journal.accounts)
         if commit.closes or commit.fences:
             effects.append(k.Free(settled))
         effects.append(k.Send(COORDINATOR, m.Applied(self.index, self.version, checksum)))

@@ -91,7 +91,7 @@ class ServerNode(Node):
 
     def take(self, source: str, message: m.Message, delivered: bool) -> None:
         match message:
-            case m.Stage(contributor=who, blocks=blocks) if not self._shard.accounts.settled(who):
+            case m.Stage(contributor=who, blocks=blocks) if not self._shard.journal.accounts.settled(who):
                 if self._store.attached(who):
                     if self._shard.admits(message):
                         self._store.stage_in_place(who, blocks)
@@ -155,8 +155,9 @@ class ServerNode(Node):
                 self.keep({server_name(index): self._way(address) for index, address in servers})
             case k.Free():
                 # Also what was admitted and never completed, which the shard does not know.
-                self._store.free([who for who in self._store.contributors() if self._shard.accounts.settled(who)])
-                self._store.detach(self._shard.accounts.shuts_out)
+                accounts = self._shard.journal.accounts
+                self._store.free([who for who in self._store.contributors() if accounts.settled(who)])
+                self._store.detach(accounts.shuts_out)
             case _:
                 raise TypeError(f"a server's driver cannot perform {effect!r}")
 

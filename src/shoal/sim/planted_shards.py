@@ -28,8 +28,8 @@ class AppliesOutOfOrder(Shard):
     """Takes whatever commit came first."""
 
     def _advance(self) -> list[k.Effect]:
-        if self.pending and self.progress is None and self.running is None:
-            self.version = min(self.pending) - 1
+        if self.journal.pending and self.progress is None and self.running is None:
+            self.version = min(self.journal.pending) - 1
         return super()._advance()
 
 
@@ -37,7 +37,7 @@ class IgnoresFences(Shard):
     """Goes on staging for the dead."""
 
     def step(self, event: object, now: int) -> list[k.Effect]:
-        self.accounts.fenced.clear()
+        self.journal.accounts.fenced.clear()
         return super().step(event, now)
 
 
@@ -176,7 +176,7 @@ class ForgetsItsAccounts(Shard):
     """Tells a new coordinator nothing of the samples that are accounted for."""
 
     def _recover(self, epoch: int) -> list[k.Effect]:
-        self.accounts.spans.clear()
+        self.journal.accounts.spans.clear()
         return super()._recover(epoch)
 
 

@@ -154,7 +154,7 @@ class World:
         entries: list[m.Commit] = []
         placed = [self.servers[index].shard for index in self._placed]
         for shard in placed:  # those that do not follow the log yet tell the next coordinator what they have heard, too
-            entries += [*shard.pending.values(), *(kept.commit for kept in shard.kept.values())]
+            entries += [*shard.journal.pending.values(), *(kept.commit for kept in shard.journal.kept.values())]
             entries += [shard.progress.commit] if shard.progress is not None else []
         last, known = max((shard.version for shard in placed), default=-1), valid(entries)
         return next(seq for seq in itertools.count(last) if seq + 1 not in known)
