@@ -318,7 +318,8 @@ class Watched(WorkerNode):
         tensors = (TensorSpec("t", (500_000,), "float32", 0),)
         spec = TableSpec(tensors, *SGD, block_elements_max=250_000)
         placed = m.Placed(1, ((0,),), (), ((0, ""),))
-        self.session = s.Session(LONG, worker=0, incarnation=0, spec=spec, placed=placed)
+        self.session = s.Session(LONG, worker=0, incarnation=0, spec=spec)
+        self.session.couriers.placed = placed
         self.session.parked, self.session.parked_at = "step", milliseconds()
         self.session.arrival.blocks = frozenset({0, 1})
         self.session.arrival.expect(4)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from shoal.core.ages import AGE_MAX, Ages
 from shoal.ledger import Span, merged
-from shoal.vocabulary import Switch
+from shoal.vocabulary import Contributor, Switch
 from shoal.wire import messages as m
 
 
@@ -47,6 +47,15 @@ class Accounts:
             self.released[worker] = max(self.released.get(worker, -1), incarnation)
         for epoch, start, stop in commit.samples:
             self.spans[epoch] = merged([*self.spans.get(epoch, []), (start, stop)])
+
+    def shuts_out(self, worker: int, incarnation: int) -> bool:
+        """Whether this incarnation is fenced."""
+        return incarnation <= self.fenced.get(worker, -1)
+
+    def settled(self, who: Contributor) -> bool:
+        """Whether this contribution's fate is sealed: nothing of it is taken any more."""
+        closed = self.closed.get(who.worker, (-1, -1))
+        return self.shuts_out(who.worker, who.incarnation) or (who.incarnation, who.clock) <= closed
 
     @property
     def accounted(self) -> tuple[tuple[int, int, int], ...]:

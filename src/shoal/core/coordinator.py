@@ -1,25 +1,27 @@
-"""The coordinator: decides what is committed, who may go on, and who is in the job.
+"""The coordinator: hears everybody, and lets the part decide whose matter it is: how a job forms (formation.py,
+admission.py) and goes on (course.py), who goes (departures.py, failover.py), how another one takes over (recovery.py).
 
-What it promises: the log is the only way anything changes; a contribution enters it at most once
+What they promise together: the log is the only way anything changes; a contribution enters it at most once
 and only when it is staged on every shard; a worker goes on only with a version the policy allows;
 every sample of a data epoch is in exactly one entry. It holds no numbers of the model.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-
-import msgspec
+from dataclasses import dataclass, field
 
 from shoal.config import Job
 from shoal.core import machine as k
 from shoal.core.accounts import spans_of
-from shoal.core.commit_log import CommitLog, usable
+from shoal.core.admission import Admission
+from shoal.core.commit_log import CommitLog
+from shoal.core.course import Course
+from shoal.core.departures import Departures, bereft
 from shoal.core.dispatch import Dispatch
 from shoal.core.failover import Failover
-from shoal.core.foresight import Foresight
 from shoal.core.formation import Formation
-from shoal.core.membership import COMPUTING, DECLARED, IDLE, JOINED, PARKED, READY, Member, Membership, Server
+from shoal.core.membership import COMPUTING, DECLARED, JOINED, Member, Membership, Server
+from shoal.core.offers import Offers
 from shoal.core.proposal import Proposals
 from shoal.core.recovery import Recovery
 from shoal.core.regime import Regime
@@ -28,11 +30,9 @@ from shoal.core.replicas import Replicas
 from shoal.core.saving import Samples, Savings
 from shoal.core.silence import Watch
 from shoal.core.status import status
-from shoal.core.unit import Units, readies, weighed
-from shoal.policy import Go, Policy, View, in_words
-from shoal.vocabulary import TOKENS, PolicySpec, Switch, TableSpec, Weighted, node_number, server_name, worker_name
+from shoal.core.unit import Units
+from shoal.vocabulary import Contributor, PolicySpec, TableSpec, node_number, server_name, worker_name
 from shoal.wire import messages as m
-from shoal.wire.forming import NOTHING
 
 FORMING, RECOVERING, RUNNING, STOPPED = "forming", "recovering", "running", "stopped"
 
@@ -49,10 +49,8 @@ class Coordinator:
     samples: Samples = (None, ())  # in the log before that
     recovers: bool = False  # the job may be under way: take over from a coordinator of an older epoch
     pid: int = 0
-    phase: str = FORMING
-    clock: int = 0  # the open clock of a lockstep policy
+    stopped: bool = False
     dispatch: Dispatch = field(default_factory=Dispatch)
-    foresight: Foresight = field(default_factory=Foresight)
     membership: Membership = field(init=False)
     units: Units = field(init=False)
     replicas: Replicas = field(init=False)
@@ -61,13 +59,15 @@ class Coordinator:
     releases: Releases = field(init=False)
     savings: Savings = field(init=False)
     proposals: Proposals = field(init=False)
+    offers: Offers = field(init=False)
     failover: Failover = field(init=False)
+    departures: Departures = field(init=False)
     watch: Watch = field(init=False)
     recovery: Recovery = field(init=False)
     regime: Regime = field(default_factory=Regime)
+    course: Course = field(init=False)
+    admission: Admission = field(init=False)
     started_at: int | None = None
-    waiting: str = ""  # what the job waits for, in words
-    impatient: bool = False  # what it waits for is time
     leads_until: int | None = None  # by this node's clock, as a registry has it; None: for as long as it lives
     deposed: bool = False  # another one leads, or may: this one is over, the job is not
     kept_view: int = 0  # of the placement, last given to the registry
@@ -81,15 +81,29 @@ class Coordinator:
         self.releases = Releases(self.log, self.membership, self.dispatch)
         self.savings = Savings(self.job.servers)
         self.proposals = Proposals(self.epoch, self.log, self.replicas)
-        self.failover = Failover(
-            self.job, self.membership, self.replicas, self.formation, self.log, self.proposals, self.savings
-        )
+        self.offers = Offers(self.membership, self.replicas)
+        places = (self.membership, self.replicas, self.formation)
+        self.failover = Failover(self.job, *places, self.log, self.proposals, self.offers, self.savings)
+        people = (self.formation, self.membership, self.units)
+        self.departures = Departures(self.job.name, *people, self.dispatch, self.log, self.proposals, self.savings)
+        entries = (self.log, self.releases, self.proposals)
+        self.course = Course(*people, self.replicas, self.dispatch, *entries, self.regime)
+        self.admission = Admission(self.job, self.clock_at_start + 1, *people, self.replicas, *entries, self.course)
         self.watch = Watch(self.job.limits)
         self.recovery = Recovery(self.epoch)
         dataset, accounted = self.samples
         self.dispatch.resume(spans_of(accounted), dataset)
         if self.recovers:
-            self.phase, self.membership.incarnations = RECOVERING, self.first_number
+            self.membership.incarnations = self.first_number
+
+    @property
+    def phase(self) -> str:
+        """Where the job is, in a word that users see."""
+        if self.stopped:
+            return STOPPED
+        if self.course.begun:
+            return RUNNING
+        return RECOVERING if self.recovers else FORMING
 
     @property
     def first_number(self) -> int:
@@ -100,11 +114,6 @@ class Coordinator:
     def spec(self) -> TableSpec | None:
         """The job's table, once a worker has declared it."""
         return self.formation.spec
-
-    @property
-    def policy(self) -> Policy | None:
-        """In force: the one that the table declares, unless another one has taken its place."""
-        return self.regime.policy or self.formation.policy
 
     @property
     def over(self) -> bool:
@@ -147,7 +156,7 @@ class Coordinator:
 
     def _deposed(self, reason: str) -> list[k.Effect]:
         """Say nothing more to anyone: the job goes on under another coordinator."""
-        self.phase, self.waiting, self.deposed = STOPPED, reason, True
+        self.stopped = self.deposed = True
         return [k.Halt(f"the coordinator of epoch {self.epoch} leads job {self.job.name} no more: {reason}")]
 
     def _keep(self) -> list[k.Effect]:
@@ -186,7 +195,7 @@ class Coordinator:
             case m.StatusRequest():
                 return [k.Send(source, status(self, now))]
             case m.Drain(what) if self.phase == RUNNING:
-                return self.failover.drain(source, what) + self._decide(now)
+                return self.failover.drain(source, what) + self.course.decide(now)
             case m.SetPolicy(policy):
                 return self._set_policy(source, policy, now)
             case m.Drain():
@@ -212,20 +221,24 @@ class Coordinator:
         leads = self.replicas.leads(message.server)
         match message:
             case m.Created(server=server, version=version):
-                joined = self.failover.created(server) if self.phase == RUNNING else self._created(server, version, now)
-                return joined + self._decide(now)
+                if self.phase == RUNNING:
+                    return self.failover.created(server) + self.course.decide(now)
+                begun, end = self.admission.created(server, version, now)
+                return self._stop(end) if end else begun + self.course.decide(now)
             case m.Applied():
                 return self._applied(message, now)
             case m.Whole(server=server):
-                return self.failover.whole(server) + self._decide(now)
+                return self.failover.whole(server) + self.course.decide(now)
             case m.Held():
-                return self._held(now) if self.proposals.held(message) else []
+                if not self.proposals.held(message):
+                    return []
+                return self.admission.held(now) if self.phase == FORMING else self.course.held(now)
             case m.Norms() if leads >= 0 and self.spec is not None:
                 return self.log.norms(message, leads, self.spec)
             case m.Saved() if leads >= 0 and self.spec is not None:
                 return self.savings.saved(message, leads, self.spec)
-            case m.Complete() if leads >= 0:
-                return self._complete(message, leads, now)
+            case m.Complete(contributor=who) if leads >= 0:
+                return self._complete(who, leads, now)
             case _:
                 return []
 
@@ -241,10 +254,10 @@ class Coordinator:
         if wrong is not None:
             reason = f"its checksum of version {applied.seq} is not its primary's: its memory, or its processor, errs"
             return joined + self._lost(wrong, reason, now)
-        return joined + (self._decide(now) if busy and self.proposals.free and self.replicas.replicated else [])
+        return joined + (self.course.decide(now) if busy and self.proposals.free and self.replicas.replicated else [])
 
     def _from_worker(self, source: str, message: m.Message, now: int) -> list[k.Effect]:
-        """Messages that only a living member may send."""
+        """Messages that say which incarnation of a worker they are from."""
         worker = getattr(message, "worker", None)
         incarnation = getattr(message, "incarnation", -1)
         match message:
@@ -256,27 +269,35 @@ class Coordinator:
             return []
         member = self.membership.find(worker, incarnation)
         if member is None:
-            if isinstance(message, m.Leave):
-                left: k.Effect = k.Send(source, m.Left(worker, incarnation))
-                if self.phase != RECOVERING:
-                    return [left]
-                self.recovery.gone.add((worker, incarnation))
-                return [left, *self._take_over(now)]
-            if self.phase == RECOVERING and (worker, incarnation) in self.recovery.heard:
-                return []  # it will be told
-            if self.recovers and incarnation < self.first_number:
-                return [k.Send(source, m.Introduce(worker, incarnation, self.epoch))]
-            return [k.Send(source, m.Fenced(worker, incarnation, self._fenced(worker, incarnation)))]
+            return self._from_stranger(source, message, (worker, incarnation), now)
         member.heard_at = now
         if self.phase == RECOVERING and not isinstance(message, m.Heartbeat | m.Leave):
             return []  # it will ask again
+        return self._from_member(source, message, member, now)
+
+    def _from_stranger(self, source: str, message: m.Message, who: tuple[int, int], now: int) -> list[k.Effect]:
+        """It is not a member any more, or one that a new coordinator has yet to hear of."""
+        if isinstance(message, m.Leave):
+            left: k.Effect = k.Send(source, m.Left(*who))
+            if self.phase != RECOVERING:
+                return [left]
+            self.recovery.gone.add(who)
+            return [left, *self._take_over(now)]
+        if self.phase == RECOVERING and who in self.recovery.heard:
+            return []  # it will be told
+        if self.recovers and who[1] < self.first_number:
+            return [k.Send(source, m.Introduce(*who, self.epoch))]
+        return [k.Send(source, self.departures.fenced(*who))]
+
+    def _from_member(self, source: str, message: m.Message, member: Member, now: int) -> list[k.Effect]:
+        """Messages that only a living member may send."""
         match message:
             case m.Declare():
                 return self._declare(member, message, now)
             case m.Ready():
                 return self._ready(member, message, now)
             case m.Offer():
-                return self._offered(member, message)
+                return self.offers.offered(member, message.ready)
             case m.Refresh():
                 return self.releases.refresh(member, message, now)
             case m.LeaseRequest():
@@ -286,8 +307,8 @@ class Coordinator:
             case m.Recalled():
                 return self.savings.recalled(message, self.spec) if self.spec is not None else []
             case m.Leave():
-                gone = self._remove(member, f"worker {worker} left", now, parted=True)
-                return [k.Send(source, m.Left(worker, incarnation)), *gone]
+                gone = self._remove(member, f"worker {member.worker} left", now, parted=True)
+                return [k.Send(source, m.Left(member.worker, member.incarnation)), *gone]
             case m.Report(figures=figures):
                 member.figures.update(figures)
                 return []
@@ -298,12 +319,6 @@ class Coordinator:
                 return [k.Send(source, m.Alive(self.pid)), *self.failover.remind(source, message.view)]
             case _:
                 return []
-
-    def _fenced(self, worker: int, incarnation: int) -> str:
-        last, why = self.membership.last_words.get(worker, (-1, ""))
-        if last != incarnation:
-            why = "it was silent for too long or another process took its place. Start it again to join anew"
-        return f"worker {worker} (incarnation {incarnation}) is no longer a member of job {self.job.name}: {why}"
 
     # --- forming the job ----------------------------------------------------------------------
 
@@ -330,58 +345,8 @@ class Coordinator:
         if member.state == JOINED:
             member.state, member.group = DECLARED, declare.group
             if len(self.units.of(member)) < len(member.group):
-                return self._remove(member, _bereft(member, "has gone"), now)
-        return self._answer_declared(member, now) if self.formation.complete else self.formation.create()
-
-    def _created(self, index: int, version: int, now: int) -> list[k.Effect]:
-        if not self.formation.created(index, version):
-            return []
-        versions = {self.membership.servers[server].version for server in self.replicas.servers}
-        if len(versions) > 1:
-            return self._stop(f"the servers loaded snapshots of different versions {sorted(versions)}")
-        self.log.version = version
-        declared = [member for member in self.membership.ordered() if member.state == DECLARED]
-        return [effect for member in declared for effect in self._answer_declared(member, now)]
-
-    def _answer_declared(self, member: Member, now: int) -> list[k.Effect]:
-        """Declared, and what follows it: the seed, the start of the job, or admission to a running one."""
-        name = worker_name(member.worker)
-        effects = self._form(now) if self.phase == FORMING else []
-        used = self.log.used.get(member.worker, NOTHING)
-        declared: k.Effect = k.Send(name, m.Declared(member.worker, member.incarnation, member.seeder, used))
-        if self.phase == RUNNING and self.units.gathered(member):
-            return [declared, *effects, *self._admit(self.units.of(member), now)]
-        again = [k.Send(name, member.released)] if member.released is not None else []
-        return [declared, *effects, *again]
-
-    def _form(self, now: int) -> list[k.Effect]:
-        """Pick who seeds once all are here; a job from a snapshot starts at once."""
-        declared = self.formation.declared()
-        if len(declared) < self.job.workers:
-            return []
-        return self._begin(declared, now) if self.log.version > 0 else self.formation.appoint()
-
-    def _begin(self, members: list[Member], now: int) -> list[k.Effect]:
-        self.phase, self.clock = RUNNING, self.clock_at_start + 1
-        return [*self._begun(members), *self._admit(members, now)]
-
-    def _begun(self, members: list[Member]) -> list[k.Effect]:
-        return [k.Log(f"{len(members)} workers begin at clock {self.clock}"), k.Begun()]
-
-    def _admit(self, members: list[Member], now: int) -> list[k.Effect]:
-        """Give members their first parameters; from now on the policy counts them."""
-        clock = self._joining_clock()
-        for member in members:
-            member.clock = clock
-        return self.releases.append(self.log.cut(), members, now)
-
-    def _joining_clock(self) -> int:
-        """Where a worker starts or goes on that has no clock of its own yet."""
-        assert self.policy is not None
-        if self.policy.lockstep:
-            return self.clock
-        others = [item.clock for item in self.membership.members.values() if item.busy or item.state == IDLE]
-        return min(others, default=self.clock)
+                return self._remove(member, bereft(member, "has gone"), now)
+        return self.admission.declared(member, now)
 
     # --- taking over --------------------------------------------------------------------------
 
@@ -389,6 +354,17 @@ class Coordinator:
         """A server has told what it knows; once all have, the log is known, and goes on."""
         self.recovery.answered(recovered)
         return [] if self.recovery.silent(self.replicas.first) else self._learn(now)
+
+    def _go_without(self, now: int) -> list[k.Effect]:
+        """Some servers did not answer in time: what the others know has to do."""
+        recovery, limits = self.recovery, self.job.limits
+        if self.replicas.replicated and recovery.answers:
+            return self._learn(now)
+        return self._stop(
+            f"servers {recovery.silent(self.replicas.first)} did not come back to the coordinator of epoch "
+            f"{self.epoch} within {limits.lease_ms / 1000:g} s (SHOAL_LEASE_MS): resume job {self.job.name} from its "
+            f"last snapshot"
+        )
 
     def _learn(self, now: int) -> list[k.Effect]:
         """The log is what the servers that answered know of it; those that have a place and did not are gone."""
@@ -438,7 +414,7 @@ class Coordinator:
             )
         # Its place is lost. What it has staged, and may stage yet, is shut out.
         self.log.fence(worker, incarnation)
-        effects: list[k.Effect] = [k.Send(source, m.Fenced(worker, incarnation, self._fenced(worker, incarnation)))]
+        effects: list[k.Effect] = [k.Send(source, self.departures.fenced(worker, incarnation))]
         return effects + (self.releases.append(self.log.cut(), [], now) if self.phase == RUNNING else [])
 
     def _knows(self, resume: m.Resume) -> bool:
@@ -450,11 +426,11 @@ class Coordinator:
         recovery = self.recovery
         if self.phase != RECOVERING or recovery.accounts is None or (recovery.missing() and now < recovery.until):
             return []
-        assert self.policy is not None
-        self.phase, self.clock = RUNNING, max(recovery.clock(), self.clock_at_start + 1)
+        self.course.begin(max(recovery.clock(), self.clock_at_start + 1))
         for worker, incarnation in sorted(recovery.dead()):
             self.log.fence(worker, incarnation)
-        adopted = [recovery.member(resume, now, self.clock, self.policy.lockstep) for resume in recovery.living()]
+        clock, lockstep = self.course.clock, self.course.lockstep
+        adopted = [recovery.member(resume, now, clock, lockstep) for resume in recovery.living()]
         self.membership.members.update({member.worker: member for member in adopted})
         self.membership.empty_at = None if self.membership.members else now
         self.dispatch.recover(recovery.accounts.spans, adopted, self.first_number)
@@ -466,7 +442,7 @@ class Coordinator:
         ]
         for member in adopted:
             if why := self.units.torn(member):
-                effects += self._expel(member, _bereft(member, why), now)
+                effects += self.departures.expel(member, bereft(member, why), now)
         if self.log.fences:
             effects += self.releases.append(self.log.cut(), [], now)
         effects += [
@@ -475,263 +451,33 @@ class Coordinator:
             if self.membership.find(member.worker, member.incarnation) is member
         ]
         if declared := self.formation.declared():
-            effects += self._admit(declared, now)
-        return effects + self.failover.refill() + self._decide(now)
+            effects += self.course.admit(declared, now)
+        return effects + self.failover.refill() + self.course.decide(now)
 
-    # --- deciding -----------------------------------------------------------------------------
+    # --- while the job runs -------------------------------------------------------------------
 
     def _ready(self, member: Member, ready: m.Ready, now: int) -> list[k.Effect]:
-        clock = ready.contributor.clock
         if self.phase == FORMING:
-            return self._seeded(member, ready, now) if member.seeder else []
-        if clock < member.clock or member.state in (READY, PARKED):
-            return self.releases.again(member, clock, self.waiting)
-        if member.state != COMPUTING or clock != member.clock:
-            return []
-        if member.bereft:
+            return self.admission.ready(member, ready, now)
+        if member.bereft and member.state == COMPUTING and ready.contributor.clock == member.clock:
             return self._remove(member, member.bereft, now)
-        member.computed(ready, now)
-        member.offer = None
-        if not self.dispatch.holds(member, ready):
-            # Someone else does these samples by now: its gradient may not count as well.
-            self.dispatch.take_back(member)
-            ready = msgspec.structs.replace(ready, leases=(), void=True)
-            for mate in self.units.of(member):
-                mate.dropped = True
-        member.ready, member.state = ready, READY
-        return self._drop_late([member], now) + self._decide(now)
+        return self.course.ready(member, ready, now)
 
-    def _offered(self, member: Member, offer: m.Offer) -> list[k.Effect]:
-        """It is ready once every shard has all of it: let the shards say when."""
-        who = offer.ready.contributor
-        if self.phase != RUNNING or member.state != COMPUTING or who.clock != member.clock:
-            return []
-        member.offer = offer
-        blocks, primaries = offer.ready.blocks, self.replicas.primaries
-        member.unstaged = {shard for shard, count in enumerate(blocks[: self.job.servers]) if count}
-        return [k.Send(server_name(primaries[shard]), m.Await(who, blocks[shard])) for shard in sorted(member.unstaged)]
-
-    def _complete(self, complete: m.Complete, shard: int, now: int) -> list[k.Effect]:
-        who = complete.contributor
-        member = self.membership.find(who.worker, who.incarnation)
-        if member is None or member.offer is None or member.offer.ready.contributor != who:
-            return []
-        member.unstaged.discard(shard)
-        return [] if member.unstaged else self._ready(member, member.offer.ready, now)
-
-    def _seeded(self, member: Member, ready: m.Ready, now: int, held: bool = False) -> list[k.Effect]:
-        """The initial parameters are staged: the first entry of the log. held: every replica has them."""
-        if self.replicas.replicated and not held:
-            member.ready = ready
-            weights = (Weighted(ready.contributor, 1.0),)
-            return self.proposals.begin([member], weights, now) if self.proposals.free else []
-        member.ready = None
-        self.phase, self.clock = RUNNING, 1
-        declared = self.formation.declared()
-        for item in declared:
-            item.clock = self.clock
-        return [*self._begun(declared), *self.releases.append(self.log.seed(ready), declared, now)]
-
-    def _drop_late(self, members: list[Member], now: int) -> list[k.Effect]:
-        """Those of them that are ready too late for their commit (quorum): their samples were freed then; they go on
-        at the open clock."""
-        effects: list[k.Effect] = []
-        for member in members:
-            if self._late(member) and self.units.ready(member):
-                unit = self.units.of(member)
-                dropped = self._dropped(unit, self.clock)
-                effects += self.releases.append(dropped, [] if self.regime.holds(self.policy) else unit, now)
-        return effects
-
-    def _late(self, member: Member) -> bool:
-        """Whether the clock it works on, or has made ready, is over."""
-        lockstep = self.policy is not None and self.policy.lockstep
-        return lockstep and member.state in (COMPUTING, READY) and member.clock < self.clock
-
-    def _dropped(self, unit: list[Member], clock: int) -> m.Commit:
-        """The entry that drops what these are ready with: they go on at `clock`, as if it had been committed, and are
-        told."""
-        dropped = readies(unit)
-        for member in unit:
-            self.dispatch.take_back(member)
-            member.ready, member.state, member.dropped = None, PARKED, True
-            member.settled, member.clock = member.clock, clock
-        self.clock = max(self.clock, clock)
-        return self.log.drop(dropped)
-
-    def _decide(self, now: int) -> list[k.Effect]:
-        """Commit what the policy lets, then let go on whom it lets."""
-        if self.phase != RUNNING or self.policy is None:
-            return []
-        effects: list[k.Effect] = []
-        self.impatient = False
-        while isinstance(verdict := self.policy.commit(self._view(now)), Go):
-            contributors = self.units.members_of(verdict.workers)
-            if outdated := [unit for unit in self.units.whole(contributors) if self._outdated(unit)]:
-                for unit in outdated:  # someone else does its samples
-                    dropped = self._dropped(unit, unit[0].clock + 1)
-                    readers = [] if self._spreads(self.log.updated) else self._readers()
-                    effects += self.releases.append(dropped, readers, now)
-                continue
-            weights = self._weights(contributors) if self.replicas.replicated else ()
-            if weights:
-                # The update enters the log once every replica holds it.
-                effects += self.proposals.begin(contributors, weights, now) if self.proposals.free else []
-                self.waiting = "every replica is to hold the update before it is committed"
-                break
-            effects += self._commit(contributors, now)
-        else:
-            self.waiting, self.impatient = verdict.reason, verdict.left_ms > 0
-        if self._spreads(self.log.updated):
-            self.waiting = "every replica is to apply the update before its workers go on"
-            return effects
-        if self.regime.wanted is not None:
-            effects += self._switch(now)
-        if self.regime.holds(self.policy):
-            return effects
-        readers = self._readers()
-        if readers:
-            effects += self.releases.append(self.log.cut(), readers, now)
-        return effects + self._answer_leases(now)
-
-    def _switch(self, now: int) -> list[k.Effect]:
-        """Let the policy that is wanted take over, if nobody has to come to rest for it any more."""
-        wanted, policy = self.regime.wanted, self.policy
-        assert wanted is not None and policy is not None
-        switch, readers, members = Switch(wanted), list[Member](), self.membership.ordered()
-        if self.regime.holds(policy):
-            restless = self.regime.restless(policy, members)
-            if restless or self.proposals.current is not None:
-                self.waiting = self.regime.awaited(restless)
-                return []
-            switch, readers = self.regime.level(members, self.clock)
-            self.clock = switch.clock
-        entry = self.log.cut(switch=switch)
-        self.regime.begin(switch, entry.seq)
-        told = k.Log(f"{in_words(wanted)} is in force from version {entry.seq} on, in place of {in_words(policy.spec)}")
-        return [told, *self.releases.append(entry, readers, now), *self._decide(now)]
-
-    def _view(self, now: int) -> View:
-        """What the policy may know. Without a common clock, nobody waits for those that rest until another one takes
-        over."""
-        assert self.policy is not None
-        return self.units.view(now, not self.policy.lockstep and self.regime.holds(self.policy))
-
-    def _weights(self, contributors: list[Member]) -> tuple[Weighted, ...]:
-        assert self.spec is not None
-        units = [readies(unit) for unit in self.units.whole(contributors)]
-        return weighed(((unit, self._factor(unit) or 0.0) for unit in units), self.spec.reduction)
-
-    def _factor(self, unit: list[m.Ready]) -> float | None:
-        """By its age; None: it is too old."""
-        assert self.policy is not None
-        return self.policy.weigh(max(self.log.ages.of(ready.version) for ready in unit))
-
-    def _outdated(self, unit: list[Member]) -> bool:
-        """Whether its contribution, which is ready, is too old for the policy."""
-        return usable(readies(unit)) and self._factor(readies(unit)) is None
-
-    def _held(self, now: int) -> list[k.Effect]:
-        """Every replica holds the proposed update: it is committed, if it is still what the policy wants."""
-        proposal = self.proposals.current
-        assert proposal is not None
-        self.proposals.drop()
-        members = [self.membership.members.get(worker) for worker in proposal.workers]
-        contributors = [member for member in members if member is not None and member.ready is not None]
-        if self.phase == FORMING:
-            first = contributors[0] if contributors else None
-            return self._seeded(first, first.ready, now, held=True) if first is not None and first.ready else []
-        ready = tuple(sorted({member.unit for member in contributors}))
-        assert self.policy is not None
-        wanted = self.policy.commit(replace(self._view(now), ready=frozenset(ready)))
-        here = tuple(member.worker for member in contributors) == proposal.workers
-        same = here and isinstance(wanted, Go) and wanted.workers == ready
-        if same and self._weights(contributors) == proposal.weights:
-            return self._commit(contributors, now) + self._decide(now)
-        return self._decide(now)
-
-    def _commit(self, contributors: list[Member], now: int) -> list[k.Effect]:
-        """One entry: these members' contributions, combined."""
-        assert self.spec is not None and self.policy is not None
-        settled, weights = readies(contributors), self._weights(contributors)
-        samples: list[tuple[int, int, int]] = []
-        for member, ready in zip(contributors, settled, strict=True):
-            samples += self.dispatch.settle(member, ready)
-            member.samples += ready.samples
-            member.ready, member.state, member.settled = None, PARKED, member.clock
-            member.clock += 1
-        self.clock = max(self.clock, *(member.clock for member in contributors))
-        for member in self.membership.members.values():
-            if self._late(member):
-                self.dispatch.take_back(member)  # too late for this commit: someone else will do them
-        entry = self.log.update(settled, weights, tuple(samples))
-        finishers = self.dispatch.finishers(self.membership.ordered())
-        update = entry.seq if entry.contributors else self.log.updated
-        readers = [] if self._spreads(update) else self._readers() + finishers
-        # Who became ready while the replicas came to hold the update is too late.
-        return self.releases.append(entry, readers, now) + self._drop_late(self.membership.ordered(), now)
-
-    def _spreads(self, update: int) -> bool:
-        """Whether a replica may yet read what members pushed for this update where it lies: who went on now would push
-        the next there."""
-        return self.replicas.replicated and update > self.log.stable
-
-    def _readers(self) -> list[Member]:
-        """Parked members that the policy lets go on."""
-        assert self.policy is not None
-        if self.regime.holds(self.policy):
-            return []
-        view = self.units.view()
-        readers: list[Member] = []
-        for member in self.membership.ordered():
-            if member.state != PARKED:
-                continue
-            verdict = self.policy.read(view, member.clock - 1)
-            if verdict is None:
-                readers.append(member)
-            else:
-                self.waiting = verdict.reason
-        return readers
-
-    # --- samples ------------------------------------------------------------------------------
+    def _complete(self, who: Contributor, shard: int, now: int) -> list[k.Effect]:
+        ready = self.offers.complete(who, shard)
+        return [] if ready is None else self._ready(self.membership.members[who.worker], ready, now)
 
     def _lease_request(self, member: Member, request: m.LeaseRequest, now: int) -> list[k.Effect]:
         if member.bereft and not self.dispatch.repeated(member, request):
             return self._remove(member, member.bereft, now)
-        opens = self.dispatch.ledger is None
-        answer = self.dispatch.ask(member, request, self.membership.ordered(), self.waiting)
-        done = self.dispatch.done_before() if opens else 0
-        told = [k.Log(f"{done} samples are in the log of the snapshot: they are not dealt again")] if done else []
-        return [*told, *(self._decide(now) if answer is None else answer)]
-
-    def _answer_leases(self, now: int) -> list[k.Effect]:
-        """Let idle members go on: with samples, or to the end of their data epoch."""
-        assert self.policy is not None
-        effects: list[k.Effect] = []
-        while answers := self.dispatch.next_answers(self.membership.ordered(), self.policy.lockstep, self.clock):
-            old = [member for member, _ in answers if member.version < max(self.log.updated, self.regime.since)]
-            stale = [member for member, _ in answers if any(map(member.shares, old))]  # a group has one version
-            if stale:
-                effects += self.releases.append(self.log.cut(), stale, now)
-            for member, lease in answers:
-                member.clock = max(member.clock, self._joining_clock())
-                member.state, member.started_at = COMPUTING, now
-                effects += self.dispatch.answer(member, lease)
-        return effects
-
-    # --- policies -----------------------------------------------------------------------------
+        return self.course.lease(member, request, now)
 
     def _set_policy(self, source: str, wanted: PolicySpec, now: int) -> list[k.Effect]:
         """Somebody wants another policy: it takes over now, or once workers have come to rest."""
-        if self.phase != RUNNING or self.policy is None or self.spec is None:
-            wrong = f"job {self.job.name} is {self.phase}: ask again when it runs"
-            return [k.Send(source, m.PolicySet(None, error=wrong))]
-        if wrong := self.regime.want(wanted, self.policy):
-            return [k.Send(source, m.PolicySet(self.policy.spec, self.regime.since, error=wrong))]
-        effects = self._decide(now)
-        return [*effects, k.Send(source, self.regime.answer(self.spec, self.policy))]
-
-    # --- snapshots, leaving, dying --------------------------------------------------------------
+        if self.phase == RUNNING:
+            return self.course.change(source, wanted, now)
+        wrong = f"job {self.job.name} is {self.phase}: ask again when it runs"
+        return [k.Send(source, m.PolicySet(None, error=wrong))]
 
     def _snapshot(self, request: m.SnapshotRequest, now: int) -> list[k.Effect]:
         again = self.savings.again(request, self.replicas.primaries)
@@ -741,39 +487,16 @@ class Coordinator:
             return self.savings.refuse(request, f"the job has not begun: {self.formation.missing()}")
         entry = self.log.cut(save=request.path)
         workers = [(member.worker, member.incarnation) for member in self.membership.ordered()]
-        recalled = self.clock if self.policy is not None and self.policy.lockstep else 0
+        recalled = self.course.clock if self.course.lockstep else 0
         # The clocks that are over: a resumed job begins at the next.
-        facts = (request, entry, self.clock - 1, self.dispatch.samples)
+        facts = (request, entry, self.course.clock - 1, self.dispatch.samples)
         return [*self.log.append(entry, now), *self.savings.begin(*facts, workers, recalled, self.log.used, now)]
 
     def _remove(self, member: Member, why: str, now: int, parted: bool = False) -> list[k.Effect]:
         """The member is gone, and its group with it: the rest go on."""
-        mates = [mate for mate in self.units.of(member) if mate is not member]
-        effects = self._expel(member, why, now, parted)
-        for mate in mates:
-            mate.bereft = _bereft(mate, why)
-            if not parted or mate.state not in (JOINED, COMPUTING):  # who neither waits nor steps may end in peace
-                effects += self._expel(mate, mate.bereft, now)
-                if parted:
-                    self.membership.buried.pop(mate.worker, None)  # it has not failed: its script may end as it likes
+        effects = self.departures.remove(member, why, now, parted)
         if self.phase == RUNNING:
-            effects += self.releases.append(self.log.cut(), [], now) + self._decide(now)
-        return effects
-
-    def _expel(self, member: Member, why: str, now: int, parted: bool = False) -> list[k.Effect]:
-        """Its samples are free, its incarnation is fenced."""
-        self.membership.remove(member, now, parted)
-        if member.group:
-            self.membership.last_words[member.worker] = member.incarnation, why
-        self.dispatch.take_back(member)
-        self.log.fence(member.worker, member.incarnation)
-        proposal = self.proposals.current
-        if proposal is not None and member.worker in proposal.workers:
-            self.proposals.drop()
-        effects: list[k.Effect] = [k.Log(why), *self.savings.gone(member.worker, self.spec)]
-        if member.group and not parted:  # whoever lives should hear of it soon
-            facts = (member.worker, member.incarnation)
-            effects.append(k.Send(worker_name(member.worker), m.Fenced(*facts, self._fenced(*facts))))
+            effects += self.releases.append(self.log.cut(), [], now) + self.course.decide(now)
         return effects
 
     # --- time ---------------------------------------------------------------------------------
@@ -784,27 +507,16 @@ class Coordinator:
         if self.watch.slept(now):
             self.membership.excuse(now)
             self.started_at = now
-        known, lacking = self.membership.servers, self.recovery.silent(self.replicas.first)
-        silent_ms = [now - known[index].heard_at for index in lacking if index in known]
-        gone = self.recovery.enough(self.replicas) and min(silent_ms, default=limits.lease_ms) >= limits.lease_ms // 2
-        patience_ms = limits.lease_ms // 2 if gone else limits.lease_ms
-        if self.phase == RECOVERING and self.recovery.accounts is None and now - self.started_at >= patience_ms:
-            silent = self.recovery.silent(self.replicas.first)
-            if not self.replicas.replicated or not self.recovery.answers:
-                return self._stop(
-                    f"servers {silent} did not come back to the coordinator of epoch {self.epoch} within "
-                    f"{limits.lease_ms / 1000:g} s (SHOAL_LEASE_MS): resume job {self.job.name} from its last snapshot"
-                )
-            return self._learn(now)
+        if self.phase == RECOVERING and self.recovery.accounts is None:
+            patience_ms = self.recovery.patience_ms(self.membership.servers, self.replicas, limits.lease_ms, now)
+            if now - self.started_at >= patience_ms:
+                return self._go_without(now)
         if self.phase == FORMING and now - self.started_at >= limits.start_ms:
             return self._stop(
                 f"job {self.job.name} did not start within {limits.start_ms / 1000:g} s: {self.formation.missing()}"
             )
         effects: list[k.Effect] = []
-        for server in self.membership.dead_servers(now) if self.phase != RECOVERING else ():
-            reason = f"it was silent for {now - server.heard_at} ms"
-            if server.broken_at is not None:
-                reason = f"its connection broke {now - server.broken_at} ms ago"
+        for server, reason in self.membership.dead_servers(now) if self.phase != RECOVERING else ():
             effects += self._lost(server, reason, now)
             if self.phase == STOPPED:
                 return effects
@@ -820,10 +532,11 @@ class Coordinator:
         if self.phase == FORMING:
             effects += self.formation.create_again(now)
         if self.phase == RECOVERING:
-            effects += self._recover_again(now)
-        if self.impatient:
-            effects += self._decide(now)
-        effects += self._foresee() + self.log.resend(now, limits.resend_ms)
+            asked = self.recovery.ask_again(self.membership.servers, limits.resend_ms, now)
+            effects += asked if self.recovery.accounts is None else self._take_over(now)
+        if self.course.impatient:
+            effects += self.course.decide(now)
+        effects += self.course.foresee() + self.log.resend(now, limits.resend_ms)
         effects += self.savings.resend(now, limits.resend_ms)
         if self.phase == RUNNING:
             effects += self.failover.create_again(now)
@@ -837,41 +550,13 @@ class Coordinator:
             who = f"server {server.index} (process {server.pid} on {server.host})"
             return self._stop(f"{who} died at version {server.version}, before the job began: start it again")
         if not end:
-            return effects + self._decide(now)
+            return effects + self.course.decide(now)
         lack = "no other server has all of its shard" if self.replicas.replicated else "without replicas"
         return self._stop(f"{end}; {lack}: its parameters are gone: resume the job from its last snapshot")
 
-    def _recover_again(self, now: int) -> list[k.Effect]:
-        """Ask servers again that have not answered; do not wait for workers for ever."""
-        recovery = self.recovery
-        if recovery.accounts is not None:
-            return self._take_over(now)
-        if now - recovery.asked_at < self.job.limits.resend_ms:
-            return []
-        recovery.asked_at = now
-        silent = [server for server in sorted(self.membership.servers) if server not in recovery.answers]
-        return [k.Send(server_name(server), m.Recover(self.epoch)) for server in silent]
-
-    def _foresee(self) -> list[k.Effect]:
-        """Someone has been awaited for a tick: what the others brought can be combined meanwhile."""
-        if self.phase != RUNNING or self.spec is None or self.policy is None or not self.policy.lockstep:
-            return []
-        if self.replicas.replicated and not self.proposals.free:
-            return []  # the memory in which it would be combined is in use
-        if self.spec.reduction == TOKENS or self.spec.radial:
-            return []  # weights are the blocks' own
-        busy = [member for member in self.membership.ordered() if member.busy]
-        return self.foresight.tell(busy, self.spec.reduction, self.epoch, self.replicas.primaries)
-
     def _stop(self, reason: str) -> list[k.Effect]:
         """End the job for everyone."""
-        self.phase, self.waiting = STOPPED, reason
+        self.stopped = True
         names = [worker_name(member.worker) for member in self.membership.ordered()]
         names += [server_name(index) for index in sorted(self.membership.servers)]
         return [*(k.Send(name, m.Stop(reason)) for name in names), k.Halt(reason)]
-
-
-def _bereft(member: Member, why: str) -> str:
-    """Why a rank of a group cannot go on, and what is to be done."""
-    others = ", ".join(str(worker) for worker, _ in member.group)
-    return f"it is of the group of workers {others}, all of which have to be started again: {why}"

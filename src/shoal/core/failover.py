@@ -14,6 +14,7 @@ from shoal.core import machine as k
 from shoal.core.commit_log import CommitLog
 from shoal.core.formation import Formation
 from shoal.core.membership import Membership, Server
+from shoal.core.offers import Offers
 from shoal.core.proposal import Proposals
 from shoal.core.replicas import Replicas
 from shoal.core.saving import Savings
@@ -33,6 +34,7 @@ class Failover:
     formation: Formation
     log: CommitLog
     proposals: Proposals
+    offers: Offers
     savings: Savings
     told_at: int = 0
 
@@ -128,7 +130,7 @@ class Failover:
         if led >= 0:
             effects += [k.Log(f"{who} is gone: {why}; server {self.replicas.primaries[led]} leads shard {led} now")]
             effects += self.savings.lost(led, server.index)
-            effects += self._await_again(led)
+            effects += self.offers.again(led)
         else:
             effects += [k.Log(f"{who} is gone: {why}; shard {shard} goes on without this backup")]
         return [*effects, *self.announce(), *self.refill()], ""
@@ -169,12 +171,3 @@ class Failover:
     def _checksum(self, server: int, version: int) -> int | None:
         known = self.membership.servers.get(server)
         return None if known is None else known.checksums.get(version)
-
-    def _await_again(self, shard: int) -> list[k.Effect]:
-        """What the lost primary was to say of contributions, the new one is asked."""
-        return [
-            k.Send(server_name(self.replicas.primaries[shard]), m.Await(offer.ready.contributor, count))
-            for member in self.membership.ordered()
-            if (offer := member.offer) is not None and shard in member.unstaged
-            for count in offer.ready.blocks[shard : shard + 1]
-        ]

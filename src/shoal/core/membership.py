@@ -41,8 +41,6 @@ class Member:
     ready: m.Ready | None = None
     group: tuple[tuple[int, int], ...] = ()  # (worker, incarnation) of all its ranks, by part; (): it is alone
     bereft: str = ""  # which rank of its group has left, and what follows
-    offer: m.Offer | None = None  # will be ready once the shards say that all of it is staged
-    unstaged: set[int] = field(default_factory=set)  # shards that have not said so
     dropped: bool = False  # what it made ready is not used: its samples were taken back before
     released: m.Released | None = None  # the last answer, to repeat
     request: m.LeaseRequest | None = None
@@ -128,7 +126,6 @@ class Membership:
     joined_ever: int = 0
     empty_at: int | None = None  # when the last member went
     parted: bool = False  # it left politely
-    last_words: dict[int, tuple[int, str]] = field(default_factory=dict)  # by worker: an incarnation, why it is over
     buried: dict[int, int] = field(default_factory=dict)  # by worker: process of its last life that was declared dead
 
     def holder(self, join: m.Join) -> Member | None:
@@ -193,11 +190,15 @@ class Membership:
                 found.append((member, f"it was silent for {now - member.heard_at} ms (SHOAL_LEASE_MS)"))
         return found
 
-    def dead_servers(self, now: int) -> list[Server]:
-        """Servers whose connection stayed broken for grace_ms, or that were silent for lease_ms."""
-        return [
-            server
-            for _, server in sorted(self.servers.items())
-            if now - server.heard_at >= self.limits.lease_ms
-            or (server.broken_at is not None and now - server.broken_at >= self.limits.grace_ms)
-        ]
+    def dead_servers(self, now: int) -> list[tuple[Server, str]]:
+        """Servers past their lease or grace, each with the reason in words."""
+        found: list[tuple[Server, str]] = []
+        for _, server in sorted(self.servers.items()):
+            if server.broken_at is not None:
+                reason = f"its connection broke {now - server.broken_at} ms ago"
+            else:
+                reason = f"it was silent for {now - server.heard_at} ms"
+            broken = server.broken_at is not None and now - server.broken_at >= self.limits.grace_ms
+            if broken or now - server.heard_at >= self.limits.lease_ms:
+                found.append((server, reason))
+        return found

@@ -56,6 +56,12 @@ class Proposals:
         self.current = Proposal(self.number, workers, weights, blocks, lacking)
         return self._send(now)
 
+    def take(self) -> Proposal:
+        """The one that every replica holds: it is under way no more."""
+        assert self.current is not None
+        proposal, self.current = self.current, None
+        return proposal
+
     def drop(self) -> None:
         """Nothing comes of it."""
         self.current = None

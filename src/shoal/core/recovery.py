@@ -7,17 +7,18 @@ know, which samples they hold and what they work on, they say themselves; who do
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
+from shoal.core import machine as k
 from shoal.core.accounts import Accounts
 from shoal.core.commit_log import Entry
-from shoal.core.membership import COMPUTING, DECLARED, IDLE, PARKED, Member
+from shoal.core.membership import COMPUTING, DECLARED, IDLE, PARKED, Member, Server
 from shoal.core.replicas import Replicas
 from shoal.ledger import Span
-from shoal.vocabulary import Lease, TableSpec
+from shoal.vocabulary import Lease, TableSpec, server_name
 from shoal.wire import messages as m
 
 
@@ -48,7 +49,23 @@ class Recovery:
             placed = {server for chain in max(views, key=lambda view: view.view).chains for server in chain}
         return sorted(placed - self.answers.keys())
 
-    def enough(self, replicas: Replicas) -> bool:
+    def patience_ms(self, servers: Mapping[int, Server], replicas: Replicas, lease_ms: int, now: int) -> int:
+        """How long servers are waited for: half as long where others have all that silent ones have."""
+        lacking = self.silent(replicas.first)
+        silent_ms = [now - servers[index].heard_at for index in lacking if index in servers]
+        gone = self._enough(replicas) and min(silent_ms, default=lease_ms) >= lease_ms // 2
+        return lease_ms // 2 if gone else lease_ms
+
+    def ask_again(self, servers: Collection[int], resend_ms: int, now: int) -> list[k.Effect]:
+        """Ask those that have not answered, now and then."""
+        if self.accounts is not None or now - self.asked_at < resend_ms:
+            return []
+        self.asked_at = now
+        return [
+            k.Send(server_name(index), m.Recover(self.epoch)) for index in sorted(servers) if index not in self.answers
+        ]
+
+    def _enough(self, replicas: Replicas) -> bool:
         """Whether every shard is whole on some server that has answered."""
         views = [answer.placed for answer in self.answers.values() if answer.placed is not None]
         chains = max(views, key=lambda view: view.view).chains if views else replicas.chains
@@ -156,7 +173,7 @@ class Recovery:
 
     def _fenced(self, worker: int, incarnation: int) -> bool:
         assert self.accounts is not None
-        return incarnation <= self.accounts.fenced.get(worker, -1)
+        return self.accounts.shuts_out(worker, incarnation)
 
     def clock(self) -> int:
         """The open clock: after all that are settled, and where the foremost worker is."""

@@ -16,12 +16,14 @@ from shoal.core import machine as k
 from shoal.core.arrival import Arrival
 from shoal.core.backoff import Backoff
 from shoal.core.commands import Await, Begin, Declare, Finish, Leave, Push, Restart, Snapshot, Take, Tell
-from shoal.core.courier import Courier
+from shoal.core.couriers import Couriers
+from shoal.core.leases import Leases
 from shoal.core.recollection import Recollection
 from shoal.core.silence import Silence, blame
-from shoal.placement import cut, owned
+from shoal.core.snapshot import Snapshots
+from shoal.placement import owned
 from shoal.policy import from_spec
-from shoal.vocabulary import COORDINATOR, ITEM_BYTES, Contributor, Dataset, Lease, TableSpec, node_number, server_name
+from shoal.vocabulary import COORDINATOR, Contributor, Dataset, TableSpec, node_number, server_name
 from shoal.wire import messages as m
 from shoal.wire.forming import NOTHING
 
@@ -53,8 +55,6 @@ class Session:
     spec: TableSpec | None = None
     group: tuple[tuple[int, int], ...] = ()  # (worker, incarnation) of all its ranks, by part; (): this worker is alone
     part: frozenset[int] = frozenset()  # blocks of which it pushes gradients and is given parameters: alone, all
-    placed: m.Placed | None = None  # which servers hold which shard
-    moving: set[int] = field(default_factory=set)  # shards that another server leads now, until it is reached
     parked: str = ""  # a key of WAITS_FOR, or "" while the training thread computes
     request: m.Message | None = None  # what the coordinator still has to answer
     asked: m.Message | None = None  # the same, kept until the training thread goes on: a new coordinator is asked again
@@ -63,31 +63,18 @@ class Session:
     pid: int = 0
     finish: Finish | None = None  # given, and waiting for the last blocks to be staged
     finishing: Finish | None = None  # the same, until its step is over
-    whole: bool = False  # near servers were sent no word of this contribution: all of it lies where they look
     released: m.Released | None = None
     early: bool = False  # the first release came before the training thread waited for it
     granted: m.Granted | None = None
-    spare: Lease | None = None  # came with a release, not yet taken
-    number: int = 0  # leases asked for
-    data_epoch: int = 0
-    dataset: Dataset | None = None
-    held: dict[int, Lease] = field(default_factory=dict)  # leases that the training thread has, by identity
-    ended: int = -1  # the last data epoch that is over
-    snapshots: int = 0  # asked for
-    saving: m.SnapshotRequest | None = None  # beside whatever the training thread does
-    saving_at: int = 0
-    saving_again: Backoff = field(init=False)
+    leases: Leases = field(default_factory=Leases)
+    snapshots: Snapshots = field(init=False)
     recollection: Recollection = field(default_factory=Recollection)
-    near: set[int] = field(default_factory=set)  # shards whose servers share memory
-    unattached: set[int] = field(default_factory=set)  # those of them that have not answered yet
-    attaching: Backoff = field(init=False)
     pace: float = 1.0  # its speed by the fastest worker's, as the coordinator said last
     still: bool = False  # parameters do not change while it computes, by the last that came
     used: tuple[int, int] = NOTHING  # the last contribution of an earlier life that is in the log
     seeds: bool = False  # it was told to push the initial parameters
     arrival: Arrival = field(default_factory=Arrival)
-    couriers: list[Courier] = field(default_factory=list)  # by shard
-    courier_of: dict[int, Courier] = field(default_factory=dict)  # by block
+    couriers: Couriers = field(init=False)
     asking: Backoff = field(init=False)  # the request, while it is not answered
     pulling: Backoff = field(init=False)  # parameters, while none arrive
     parked_at: int = 0
@@ -101,8 +88,8 @@ class Session:
     def __post_init__(self) -> None:
         self.asking = Backoff(self.limits.resend_ms)
         self.pulling = Backoff(self.limits.resend_ms)
-        self.attaching = Backoff(self.limits.resend_ms)
-        self.saving_again = Backoff(self.limits.resend_ms)
+        self.couriers = Couriers(self.limits)
+        self.snapshots = Snapshots(self.limits)
         self.silence = Silence(self.limits)
 
     def step(self, event: object, now: int) -> list[k.Effect]:
@@ -126,35 +113,30 @@ class Session:
             case Push(blocks):
                 who = self._identity()
                 mine = [block for block in blocks if block in self.part or who.seeds]
-                return [effect for block in mine for effect in self.courier_of[block].push(block, who, now)]
+                return self.couriers.push(mine, who, now)
             case Restart():
                 self.attempt += 1
-                for courier in self.couriers:
-                    courier.forget()
+                self.couriers.forget()
                 return []
             case Finish():
                 self.finish = self.finishing = event
                 self._park("step", now)
-                return self._flush(now) + self._offer() + self._make_ready(now)
+                flushed = self.couriers.flush(self._identity(), now)
+                return flushed + self._offer() + self._make_ready(now)
             case Take(dataset, epoch):
                 return self._take(dataset, epoch, now)
             case Begin(rank, nonce, pid, coordinator):
                 self.coordinator, self.nonce, self.pid = coordinator, nonce, pid
                 return self._ask("join", m.Join(rank, nonce, pid), now)
             case Declare(spec, near, group):
-                self.spec, self.near, self.still = spec, set(near), from_spec(spec.policy).still
-                self.group = group
+                self.spec, self.group, self.still = spec, group, from_spec(spec.policy).still
+                self.couriers.near = set(near)
                 return self._ask("declare", self._declaration(), now)
             case Await():
                 # What was released before the thread waited was passed over: ask for it again at once.
                 return self._ask("start", self._declaration(), now)
             case Snapshot(path, keep):
-                assert self.saving is None, "one snapshot at a time"
-                self.snapshots += 1
-                self.saving = m.SnapshotRequest(self.worker, self.incarnation, self.snapshots, path, keep)
-                self.saving_at = now
-                self.saving_again.start(now)
-                return [k.Send(COORDINATOR, self.saving)]
+                return self.snapshots.ask(self.worker, self.incarnation, path, keep, now)
             case Tell(figures):
                 return [k.Send(COORDINATOR, m.Report(self.worker, self.incarnation, figures))]
             case Leave():
@@ -168,18 +150,15 @@ class Session:
 
     def _lacks(self, parameters: m.Parameters) -> bool:
         """Whether the training thread waits for these blocks."""
+        shard = self.couriers.shard_of(parameters.server)
         return (
             self.parked in RECEIVING
             and parameters.incarnation == self.incarnation
-            and self._gives(self.shard_of(parameters.server))
-            and (parameters.stamp > 0) == (self.shard_of(parameters.server) in self.near)
+            and self.couriers.gives(shard)
+            and (parameters.stamp > 0) == (shard in self.couriers.near)
             and parameters.version > self.version
             and self.arrival.lacks(parameters.version, parameters.blocks)
         )
-
-    def _gives(self, shard: int) -> bool:
-        """Whether parameters of this shard can be taken: their server leads it, and shares its memory if it is to."""
-        return shard >= 0 and shard not in self.moving and shard not in self.unattached
 
     # --- commands -----------------------------------------------------------------------------
 
@@ -203,22 +182,11 @@ class Session:
         return Contributor(self.worker, self.incarnation, self.clock, self.attempt)
 
     def _take(self, dataset: Dataset, epoch: int, now: int) -> list[k.Effect]:
-        self.data_epoch, self.dataset = epoch, dataset
-        self.number += 1
-        self.held = {identity: lease for identity, lease in self.held.items() if lease.epoch >= epoch}
-        if self.spare is not None and self.spare.epoch == epoch:
-            lease, self.spare = self.spare, None
-            return self._leased(lease)
-        self.granted, self.spare = None, None
-        request = m.LeaseRequest(self.worker, self.incarnation, epoch, self.number, dataset)
-        return self._ask("lease", request, now)
-
-    def _leased(self, lease: Lease | None) -> list[k.Effect]:
-        if lease is None:
-            self.ended = self.data_epoch
-        else:
-            self.held[lease.identity] = lease
-        return [k.Leased(lease)]
+        lease = self.leases.take(dataset, epoch)
+        if lease is not None:
+            return [k.Leased(lease)]
+        self.granted = None
+        return self._ask("lease", self.leases.request(self.worker, self.incarnation), now)
 
     # --- messages -----------------------------------------------------------------------------
 
@@ -230,11 +198,10 @@ class Session:
                 self.coordinator_pid = pid
                 return []
             case m.Placed():
-                return self._placed(message)
+                return self.couriers.move(message)
             case m.Staged(contributor=who, server=server, blocks=blocks):
-                shard = self.shard_of(server)
-                if who == self._identity() and 0 <= shard < len(self.couriers):
-                    self.couriers[shard].acknowledged(blocks, now)
+                if who == self._identity():
+                    self.couriers.acknowledged(server, blocks, now)
                 return self._make_ready(now)
             case m.Parameters():
                 return self._parameters(message, now)
@@ -256,7 +223,7 @@ class Session:
                 self.used = used
                 return self._declared(seed, now)
             case m.Attached(server=server):
-                return self._attached(self.shard_of(server), now)
+                return self._attached(self.couriers.shard_of(server))
             case m.Introduce(epoch=epoch):
                 return self._introduce(epoch, now)
             case m.Resumed(epoch=epoch):
@@ -273,11 +240,8 @@ class Session:
                 return [k.Departed()]
             case m.Fenced(reason=reason):
                 return self._fail("FencedError", reason)
-            case m.SnapshotDone(number=number, path=path, version=version, error=error):
-                if self.saving is None or self.saving.number != number:
-                    return []
-                self.saving = None
-                return [k.Snapshotted(path, version, error)]
+            case m.SnapshotDone():
+                return self.snapshots.done(message)
             case m.Recall():
                 return [*self.recollection.asks(message, self.parked == "lease"), *self._recalled()]
             case _:
@@ -295,7 +259,7 @@ class Session:
             return []
         if epoch > self.epoch:
             self._ask_again(now)
-        spare = (self.spare,) if self.spare is not None else ()
+        leases = self.leases
         resume = m.Resume(
             self.worker,
             self.incarnation,
@@ -303,11 +267,11 @@ class Session:
             self.pid,
             self.clock,
             self.version,
-            (*self.held.values(), *spare),
-            self.dataset,
-            self.data_epoch,
-            self.number,
-            self.ended,
+            leases.all,
+            leases.dataset,
+            leases.epoch,
+            leases.number,
+            leases.ended,
             self.finishing is not None and (self.finishing.void or not self.finishing.samples),
             self.parked == "lease",
             self.group,
@@ -340,66 +304,18 @@ class Session:
         return isinstance(request, kind) and all(getattr(request, name) == value for name, value in facts.items())
 
     def _welcome(self, welcome: m.Welcome, now: int) -> list[k.Effect]:
-        self.worker, self.incarnation, self.placed = welcome.worker, welcome.incarnation, welcome.placed
+        self.worker, self.incarnation = welcome.worker, welcome.incarnation
         self.parked, self.request, self.asked, self.beat_at, self.epoch = "", None, None, now, welcome.epoch
         self.silence.heard(now)
-        return [self._dial()]
+        return self.couriers.begin(welcome.placed)
 
-    def _dial(self) -> k.Effect:
-        """Reach every primary."""
-        assert self.placed is not None
-        return k.Dial(tuple((server, self.placed.address(server)) for server in self.placed.primaries))
-
-    @property
-    def servers(self) -> tuple[int, ...]:
-        """By shard the server that leads it."""
-        return () if self.placed is None else self.placed.primaries
-
-    def shard_of(self, server: int) -> int:
-        """The shard that this server leads, as far as this worker knows; -1: none."""
-        return self.servers.index(server) if server in self.servers else -1
-
-    def _placed(self, placed: m.Placed) -> list[k.Effect]:
-        """Other servers lead some shards from here on: they are given what is staged and not committed."""
-        if self.placed is None or placed.view <= self.placed.view:
-            return []
-        before, self.placed = self.servers, placed
-        for shard, (one, other) in enumerate(zip(before, self.servers, strict=True)):
-            if one != other:
-                self.moving.add(shard)
-                if self.couriers:
-                    self.couriers[shard].move(other)
-        return [self._dial()] if before != self.servers else []
-
-    def _moved(self, shard: int, near: bool, now: int) -> list[k.Effect]:
-        """The server that leads this shard now is reached: give it what the one before had."""
-        self.moving.discard(shard)
-        if not self.couriers:
-            return []
-        courier = self.couriers[shard]
-        was_near, courier.near = courier.near, near and bool(self.near)
-        if courier.near:
-            self.near.add(shard)
-            self.unattached.add(shard)
-            self.attaching.start(now)
-            return [k.Send(server_name(courier.server), m.Attach(self.worker, self.incarnation))]
-        self.near.discard(shard)
-        self.unattached.discard(shard)
-        if was_near and self.whole and self.finishing is not None:
-            courier.carry_whole()
-        return self._repeat(shard)
-
-    def _attached(self, shard: int, now: int) -> list[k.Effect]:
+    def _attached(self, shard: int) -> list[k.Effect]:
         """A server reads gradients where they lie; one that has taken another's place is told what lies there."""
-        if shard not in self.unattached:
+        if not self.couriers.attached(shard):
             return []
-        self.unattached.discard(shard)
-        return self._formed() if self.parked == "declare" else self._repeat(shard)
-
-    def _repeat(self, shard: int) -> list[k.Effect]:
-        """What a server has not acknowledged, and what is awaited from it."""
-        resent = self.couriers[shard].resend(self._identity())
-        return resent + (self._pull([shard]) if self._awaited() else [])
+        if self.parked == "declare":
+            return self._formed()
+        return self.couriers.resend(shard, self._identity()) + self._pull_again(shard)
 
     def _declared(self, seed: bool, now: int) -> list[k.Effect]:
         if self.version > 0 or self.spec is None or self.parked not in ("declare", "start"):
@@ -407,37 +323,20 @@ class Session:
         self.seeds = self.seeds or seed
         if self.parked == "start":
             return [k.Seeding(True)] if seed else []
-        if not self.couriers:
-            self._lay_out(self.spec)
-            self.unattached = set(self.near)
-            self.attaching.start(now)
-            return self._attach() or self._formed()
-        return []
-
-    def _attach(self) -> list[k.Effect]:
-        """Share memory with the servers on this host."""
-        attach = m.Attach(self.worker, self.incarnation)
-        return [k.Send(server_name(self.servers[shard]), attach) for shard in sorted(self.unattached)]
+        if self.couriers.every:
+            return []
+        self.couriers.lay_out(self.spec, now)
+        part = self.group.index((self.worker, self.incarnation)) if self.group else 0
+        self.part = self.arrival.blocks = frozenset(owned(self.spec, part, max(1, len(self.group))))
+        return self.couriers.attach(self._identity()) or self._formed()
 
     def _formed(self) -> list[k.Effect]:
         """The table exists, and all memory is shared: the training thread may go on."""
-        if self.parked != "declare" or not self.couriers or self.unattached:
+        if self.parked != "declare" or not self.couriers.every or self.couriers.unattached:
             return []
         self.parked = ""
         # The request stays: repeating Declare is how a worker that does not seed asks for its release.
         return [k.Seeding(self.seeds)]
-
-    def _lay_out(self, spec: TableSpec) -> None:
-        """The table exists: one courier for each shard, who carries its blocks to the server that leads it."""
-        blocks, shards = cut(spec), range(len(self.servers))
-        block_bytes = [block.elements * ITEM_BYTES[spec.tensors[block.tensor].dtype] for block in blocks]
-        held = [owned(spec, shard, len(shards)) for shard in shards]
-        self.couriers = [
-            Courier(self.servers[shard], block_bytes, self.limits, held[shard], shard in self.near) for shard in shards
-        ]
-        self.courier_of = {block: self.couriers[shard] for shard in shards for block in held[shard]}
-        part = self.group.index((self.worker, self.incarnation)) if self.group else 0
-        self.part = self.arrival.blocks = frozenset(owned(spec, part, max(1, len(self.group))))
 
     def _released(self, released: m.Released, now: int) -> list[k.Effect]:
         if released.clock != self.clock or self.parked not in ("start", "step"):
@@ -449,11 +348,11 @@ class Session:
             if self.early:
                 # Its parameters came as early, and had nowhere to land.
                 self.early = False
-                return [*self._pull(range(len(self.servers))), *self._settle()]
+                return [*self._pull(range(len(self.couriers.servers))), *self._settle()]
         return self._settle()
 
     def _granted(self, granted: m.Granted, now: int) -> list[k.Effect]:
-        if self.parked != "lease" or (granted.epoch, granted.number) != (self.data_epoch, self.number):
+        if self.parked != "lease" or not self.leases.answered(granted):
             return []
         if self.granted is None or granted.version > self.granted.version:
             self.granted, self.request, self.pulling.since = granted, None, now
@@ -462,7 +361,8 @@ class Session:
 
     def _parameters(self, parameters: m.Parameters, now: int) -> list[k.Effect]:
         effects: list[k.Effect] = []
-        if self.shard_of(parameters.server) in self.near and not parameters.still:
+        shard = self.couriers.shard_of(parameters.server)
+        if shard in self.couriers.near and not parameters.still:
             # Wanted or not, they are not read any more: the server need not wait.
             copied = m.Copied(self.worker, self.incarnation, parameters.version)
             effects.append(k.Send(server_name(parameters.server), copied))
@@ -472,7 +372,7 @@ class Session:
             # What they change is not here: some of what this server sent before was lost, or another one sent it.
             self.arrival.expect(parameters.version)
             self.pulling.start(now)
-            return effects + self._pull([self.shard_of(parameters.server)])
+            return effects + self._pull([shard])
         self.still = parameters.still
         self.arrival.take(parameters)
         self.pulling.start(now)
@@ -480,34 +380,23 @@ class Session:
 
     # --- going on -----------------------------------------------------------------------------
 
-    def _flush(self, now: int) -> list[k.Effect]:
-        """Everything is pushed: send what is gathered, unless the servers need not be told."""
-        self.whole = self.clock > 0 and bool(self.near) and all(self.couriers[shard].whole for shard in self.near)
-        if self.whole:
-            for shard in self.near:
-                self.couriers[shard].forget()
-        return [effect for courier in self.couriers for effect in courier.flush(self._identity(), now)]
-
     def _offer(self) -> list[k.Effect]:
         """Let servers that are far away tell the coordinator themselves what they have staged."""
-        if self.finish is None or not self.finish.far or not any(courier.unacknowledged for courier in self.couriers):
+        if self.finish is None or not self.finish.far or not self.couriers.unacknowledged:
             return []
         return [k.Send(COORDINATOR, m.Offer(self._ready(self.finish)))]
 
     def _make_ready(self, now: int) -> list[k.Effect]:
         """Tell the coordinator, once every block of a finished clock is acknowledged."""
-        if self.finish is None or any(courier.unacknowledged for courier in self.couriers):
+        if self.finish is None or self.couriers.unacknowledged:
             return []
         done, self.finish = self.finish, None
         return self._ask("", self._ready(done), now)
 
     def _ready(self, done: Finish) -> m.Ready:
-        who = self._identity()
-        blocks = tuple(
-            len(courier.holds) if self.whole and courier.near else len(courier.carried) for courier in self.couriers
-        )
         facts = (done.samples, done.leases, done.rates, done.multiplier, done.void)
-        return m.Ready(who, *facts, self.whole, blocks, self.version, done.steps)
+        whole, counts = self.couriers.whole, self.couriers.counts
+        return m.Ready(self._identity(), *facts, whole, counts, self.version, done.steps)
 
     def _settle(self) -> list[k.Effect]:
         """Let the training thread go on if all that it waits for has arrived."""
@@ -515,11 +404,9 @@ class Session:
             case "start" | "step" if self.released is not None and self.arrival.complete(self.released.version):
                 released, self.released = self.released, None
                 self.version, self.clock, self.attempt = self.arrival.version, released.next_clock, 0
-                self.spare, self.finish, self.pace = released.lease, None, released.pace
-                for identity in self.finishing.leases if self.finishing is not None else ():
-                    self.held.pop(identity, None)
-                for courier in self.couriers:
-                    courier.forget()
+                self.finish, self.pace = None, released.pace
+                self.leases.settled(self.finishing.leases if self.finishing is not None else (), released.lease)
+                self.couriers.forget()
                 self._unpark()
                 return [k.Fresh(self.version, self.clock, released.committed)]
             case "lease" if self.granted is not None and (
@@ -531,7 +418,8 @@ class Session:
                     self.version = self.arrival.version
                 self.clock, self.attempt = granted.clock, 0
                 self._unpark()
-                return self._leased(granted.lease)
+                self.leases.took(granted.lease)
+                return [k.Leased(granted.lease)]
             case _:
                 return []
 
@@ -557,19 +445,9 @@ class Session:
             effects += self._beat(now)
         if self.parked and self.request is not None and self.asking.due(now):
             effects.append(k.Send(COORDINATOR, self.request))
-        if self.saving is not None and self.saving_again.due(now):
-            effects.append(k.Send(COORDINATOR, self.saving))
-        if self.saving is not None and now - self.saving_at >= self.limits.wait_ms:
-            path, self.saving = self.saving.path, None
-            late = f"it was not written within {self.limits.wait_ms / 1000:g} s (SHOAL_WAIT_MS)"
-            effects.append(k.Snapshotted(path, 0, late))
-        effects += self._recalled()
-        if self.unattached and self.attaching.due(now):
-            effects += self._attach()
-        for courier in self.couriers:
-            effects += courier.overdue(self._identity(), now)
+        effects += self.snapshots.tick(now) + self._recalled() + self.couriers.tick(self._identity(), now)
         if self._awaited() and self.pulling.due(now):
-            effects += self._pull(range(len(self.servers)))
+            effects += self._pull(range(len(self.couriers.servers)))
         return effects
 
     def _beat(self, now: int) -> list[k.Effect]:
@@ -577,7 +455,7 @@ class Session:
         if self.incarnation < 0:
             return []
         self.beat_at = now
-        view = self.placed.view if self.placed is not None else 0
+        view = self.couriers.placed.view if self.couriers.placed is not None else 0
         heartbeat = m.Heartbeat(f"worker/{self.worker}", self.incarnation, 0, 0, self.version, view)
         return [k.Send(COORDINATOR, heartbeat)]
 
@@ -586,10 +464,13 @@ class Session:
         if peer == COORDINATOR:
             again = [k.Send(COORDINATOR, self.request)] if self.parked and self.request is not None else []
             return [*again, *self._beat(now)]  # it may be a new one, and must know of this worker soon
-        shard = self.shard_of(node_number(peer))
-        if shard in self.moving:
-            return self._moved(shard, near, now)
-        return self._repeat(shard) if 0 <= shard < len(self.couriers) else []
+        shard, who = self.couriers.shard_of(node_number(peer)), self._identity()
+        repeated = self.couriers.reached(shard, near, self.finishing is not None, who, now)
+        return repeated + self._pull_again(shard)
+
+    def _pull_again(self, shard: int) -> list[k.Effect]:
+        """What is awaited from the server that leads this shard."""
+        return self._pull([shard]) if self._awaited() and 0 <= shard < len(self.couriers.every) else []
 
     def _awaited(self) -> bool:
         """Whether parameters are announced, and the training thread waits for them."""
@@ -600,10 +481,10 @@ class Session:
         assert self.spec is not None
         effects: list[k.Effect] = []
         for shard in shards:
-            missing = self.arrival.missing(owned(self.spec, shard, len(self.servers)))
-            if missing and self._gives(shard):
+            missing = self.arrival.missing(owned(self.spec, shard, len(self.couriers.servers)))
+            if missing and self.couriers.gives(shard):
                 pull = m.Pull(self.worker, self.incarnation, self.arrival.version, missing)
-                effects.append(k.Send(server_name(self.servers[shard]), pull))
+                effects.append(k.Send(server_name(self.couriers.servers[shard]), pull))
         return effects
 
     def _patience_ms(self) -> int:
@@ -613,14 +494,7 @@ class Session:
     def _overdue(self, now: int) -> str:
         who = f"worker {self.worker}" if self.worker >= 0 else "this worker"
         waited = (now - self.parked_at) / 1000
-        unstaged = [server_name(courier.server) for courier in self.couriers if courier.unacknowledged]
-        state = (
-            f"{', '.join(unstaged)} did not acknowledge its gradients"
-            if unstaged
-            else f"server {self.servers[min(self.unattached)]} did not answer when asked to share memory"
-            if self.unattached
-            else self.reason or "the coordinator did not say why"
-        )
+        state = self.couriers.awaited() or self.reason or "the coordinator did not say why"
         return (
             f"{who} waited {waited:.0f} s at clock {self.clock} for {WAITS_FOR[self.parked]}: {state}. "
             f"`shoal status` shows who is missing; SHOAL_WAIT_MS sets how long to wait"

@@ -11,19 +11,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import msgspec
-
 from shoal.config import Limits
 from shoal.core import machine as k
-from shoal.core.accounts import Accounts
 from shoal.core.bases import Bases
+from shoal.core.journal import Factors, Journal, Kept
+from shoal.core.readers import Readers
+from shoal.core.registration import Registration
 from shoal.core.replica import Replica
-from shoal.core.silence import Silence, blame
+from shoal.core.staging import Staging
 from shoal.errors import ProtocolError
 from shoal.optim import phases
 from shoal.placement import owned
 from shoal.policy import Policy, from_spec
-from shoal.vocabulary import COORDINATOR, Contributor, TableSpec, Weighted, server_name, worker_name
+from shoal.vocabulary import COORDINATOR, TableSpec, Weighted, server_name, worker_name
 from shoal.wire import messages as m
 
 SAVED_MAX = 16  # snapshots whose file can still be named to a coordinator that asks again
@@ -49,25 +49,9 @@ class Progress:
 
     commit: m.Commit
     remaining: list[str]
-    factors: tuple[tuple[str, tuple[float, ...]], ...] = ()
+    factors: Factors = ()
     norms: m.Norms | None = None  # sent, and waiting for its Factors
     published: set[int] = field(default_factory=set)  # blocks that workers have been sent already
-
-
-@dataclass(frozen=True)
-class Kept:
-    """An entry that a new coordinator may have to repeat to other shards, and its factors as far as they are known."""
-
-    commit: m.Commit
-    factors: tuple[tuple[str, tuple[float, ...]], ...] = ()
-
-
-@dataclass
-class Reader:
-    """A worker that copies the parameters of this version out of shared memory."""
-
-    version: int
-    since: int | None = None  # when a tick first saw it
 
 
 @dataclass
@@ -80,30 +64,20 @@ class Shard:
     version: int = 0
     spec: TableSpec | None = None
     blocks: tuple[int, ...] = ()
-    staged: dict[Contributor, set[int]] = field(default_factory=dict)
-    awaited: dict[Contributor, int] = field(default_factory=dict)  # number of blocks that the coordinator waits for
-    accounts: Accounts = field(default_factory=Accounts)
+    staging: Staging = field(init=False)
+    journal: Journal = field(init=False)
     bases: Bases = field(default_factory=Bases)
     replica: Replica = field(init=False)
-    pending: dict[int, m.Commit] = field(default_factory=dict)
-    kept: dict[int, Kept] = field(default_factory=dict)  # applied, and perhaps not yet by every shard
     progress: Progress | None = None
     running: k.Task | None = None
-    near: dict[int, int] = field(default_factory=dict)  # worker -> incarnation that shares memory with this shard
-    readers: dict[int, Reader] = field(default_factory=dict)  # near workers that may still be copying
-    given: dict[int, tuple[int, int]] = field(default_factory=dict)  # worker -> incarnation, the version it got last
+    readers: Readers = field(default_factory=Readers)
     writing: bool = False  # a snapshot, beside the log
     saved: dict[int, m.Saved] = field(default_factory=dict)  # files of the last snapshots, by version
-    register: m.Register | None = None
-    registered: bool = False
-    asked_at: int = 0
-    beat_at: int = 0
-    coordinator: str = ""  # its address
-    coordinator_pid: int = 0
-    silence: Silence = field(init=False)  # the coordinator's
+    registration: Registration = field(init=False)
 
     def __post_init__(self) -> None:
-        self.silence = Silence(self.limits)
+        self.staging, self.journal = Staging(self.index), Journal(self.index)
+        self.registration = Registration(self.index, self.limits)
         self.replica = Replica(self.index, self.limits)
 
     def step(self, event: object, now: int) -> list[k.Effect]:
@@ -111,7 +85,7 @@ class Shard:
         match event:
             case k.Received(source=source, message=message):
                 if source == COORDINATOR:
-                    self.silence.heard(now)
+                    self.registration.silence.heard(now)
                 return self._received(message, now) + self._between(now)
             case k.Done() as done:
                 return self._done(done) + self._between(now)
@@ -123,19 +97,13 @@ class Shard:
             case k.Tick():
                 return self._tick(now)
             case Open(address, pid, version, coordinator, host):
-                self.version, self.coordinator = version, coordinator
-                self.register = m.Register(self.index, address, pid, version, host)
-                self.asked_at = now
-                self.silence.heard(now)
-                return [k.Send(COORDINATOR, self.register)]
+                self.version = version
+                return self.registration.begin(m.Register(self.index, address, pid, version, host), coordinator, now)
             case k.Lost(peer) if peer == COORDINATOR:
-                self.silence.heard(now)  # it may be gone: another one has all of a lease to take its place
+                self.registration.silence.heard(now)  # it may be gone: another one has all of a lease to take its place
                 return []
-            case k.Regained(peer) if peer == COORDINATOR and self.register is not None:
-                self.registered, self.asked_at = False, now  # there: it may be a new one
-                holds = self.replica.shard if self.replica.follows else -1
-                self.register = msgspec.structs.replace(self.register, version=self.version, holds=holds)
-                return [k.Send(COORDINATOR, self.register)]
+            case k.Regained(peer) if peer == COORDINATOR and self.registration.register is not None:
+                return self.registration.again(self.version, self.replica.shard if self.replica.follows else -1, now)
             case k.Regained(peer, near):
                 return self.replica.regained(peer, near) + self._between(now)
             case _:
@@ -144,7 +112,7 @@ class Shard:
     def admits(self, stage: m.Stage) -> bool:
         """Whether the payload of `stage` is wanted; ProtocolError if it names blocks of another shard."""
         who = stage.contributor
-        if self.spec is None or self.settled(who):
+        if self.spec is None or self.journal.accounts.settled(who):
             return False
         strange = set(stage.blocks) - set(self.blocks)
         if strange or not stage.blocks:
@@ -152,7 +120,7 @@ class Shard:
                 f"worker {who.worker} pushed blocks {sorted(strange)[:4]} to server {self.index}, which does not "
                 f"hold them: it was started with another number of servers"
             )
-        return not self.staged.get(who, set()).issuperset(stage.blocks)
+        return self.staging.lacks(who, stage.blocks)
 
     def admits_sum(self, forward: m.Forward) -> bool:
         """Whether the payload of `forward` is wanted: it lands where the sum lies that the next commit applies."""
@@ -163,22 +131,12 @@ class Shard:
         """Whether blocks of this shard can be taken from another server."""
         return self.spec is not None and not isinstance(self.running, k.CreateTable) and not self.replica.leads
 
-    def settled(self, who: Contributor) -> bool:
-        """Whether this contribution's fate is sealed: nothing of it is taken any more."""
-        fenced = who.incarnation <= self.fenced.get(who.worker, -1)
-        return fenced or (who.incarnation, who.clock) <= self.accounts.closed.get(who.worker, (-1, -1))
-
     @property
     def policy(self) -> Policy:
         """In force at this version."""
         assert self.spec is not None
-        switch = self.accounts.switch
+        switch = self.journal.accounts.switch
         return from_spec(self.spec.policy if switch is None else switch.policy)
-
-    @property
-    def fenced(self) -> dict[int, int]:
-        """Worker -> incarnations up to this one are shut out."""
-        return self.accounts.fenced
 
     # --- messages -----------------------------------------------------------------------------
 
@@ -202,9 +160,8 @@ class Shard:
                 return [known] if self.replica.follows else [known, *self._follow(message)]
             case m.Stage():
                 return self._stage(message)
-            case m.Await(contributor=who, blocks=blocks) if not self.settled(who):
-                self.awaited[who] = blocks
-                return self._completed(who)
+            case m.Await(contributor=who, blocks=blocks) if not self.journal.accounts.settled(who):
+                return self.staging.expect(who, blocks)
             case m.Foresee():
                 return self._foresee(message)
             case m.Commit():
@@ -216,18 +173,16 @@ class Shard:
             case m.Attach(worker=worker, incarnation=incarnation):
                 return self._attach(worker, incarnation)
             case m.Copied(worker=worker, incarnation=incarnation, version=version):
-                reader = self.readers.get(worker)
-                over = reader is not None and self.near.get(worker) == incarnation and version >= reader.version
-                return self._release(worker) if over else []
+                return self._advance() if self.readers.copied(worker, incarnation, version) else []
             case m.Create():
                 return self._create(message, now)
             case m.Recover(epoch):
                 return self._recover(epoch)
             case m.Registered(epoch) if epoch >= self.epoch:
-                self.registered, self.epoch = True, epoch
+                self.registration.done, self.epoch = True, epoch
                 return []
             case m.Alive(pid=pid):
-                self.coordinator_pid = pid
+                self.registration.coordinator_pid = pid
                 return []
             case m.Stop(reason):
                 return [k.Halt(reason)]
@@ -264,9 +219,8 @@ class Shard:
     def _follow(self, told: m.Recovered) -> list[k.Effect]:
         """The primary says where the log is: this server follows it from here on."""
         self.replica.follows = True
-        self.version, self.accounts = told.version, Accounts.of(told)
-        self.kept = {entry.seq: Kept(entry) for entry in told.entries if entry.seq <= told.version}
-        self.pending = {seq: entry for seq, entry in self.pending.items() if seq > self.version}
+        self.version = told.version
+        self.journal.follow(told)
         return [k.Send(COORDINATOR, m.Applied(self.index, self.version)), *self._advance()]
 
     def _between(self, now: int) -> list[k.Effect]:
@@ -274,9 +228,9 @@ class Shard:
         effects: list[k.Effect] = []
         if isinstance(self.running, k.Apply | k.Seed | k.CreateTable) or self.spec is None:
             return effects
-        effects += self.replica.take_in(self.accounts.updated)
+        effects += self.replica.take_in(self.journal.accounts.updated)
         if self.running is None and self.progress is None:
-            effects += self.replica.give(self.version, self.accounts.updated, self._recovered(self.epoch), now)
+            effects += self.replica.give(self.version, self.journal.accounts.updated, self._recovered(self.epoch), now)
         guessing = isinstance(self.running, k.Combine) and not self.running.held
         prepare = self.replica.due(self._complete) if self.progress is None else None
         compensation = self._compensation(prepare.contributors) if prepare is not None else None
@@ -294,28 +248,20 @@ class Shard:
         if wanted is None or not self.replica.leads or any(item.contributor.seeds for item in contributors):
             return None
         # Such a policy commits one by one: these are of one worker, or of one group.
-        return self.bases.compensation(wanted, contributors, self.accounts.updated) if contributors else None
+        return self.bases.compensation(wanted, contributors, self.journal.accounts.updated) if contributors else None
 
     def _complete(self, item: Weighted, count: int) -> bool:
         """Whether all that this contributor has for the shard, so many blocks, is here."""
         who = item.contributor
-        near = item.whole and self.near.get(who.worker) == who.incarnation
-        return near or len(self.staged.get(who, ())) >= count
+        return (item.whole and self.readers.shares(who.worker, who.incarnation)) or self.staging.has(who, count)
 
     def _stage(self, stage: m.Stage) -> list[k.Effect]:
         who = stage.contributor
-        if self.spec is None or who.incarnation <= self.fenced.get(who.worker, -1):
+        if self.spec is None or self.journal.accounts.shuts_out(who.worker, who.incarnation):
             return []
-        if not self.settled(who):
-            self.staged.setdefault(who, set()).update(stage.blocks)
-        return [k.Send(worker_name(who.worker), m.Staged(self.index, who, stage.blocks)), *self._completed(who)]
-
-    def _completed(self, who: Contributor) -> list[k.Effect]:
-        """Tell the coordinator if it waits for this contribution, and all of it is here."""
-        if who not in self.awaited or len(self.staged.get(who, ())) < self.awaited[who]:
-            return []
-        del self.awaited[who]
-        return [k.Send(COORDINATOR, m.Complete(self.index, who))]
+        if not self.journal.accounts.settled(who):
+            self.staging.take(who, stage.blocks)
+        return [k.Send(worker_name(who.worker), m.Staged(self.index, who, stage.blocks)), *self.staging.completed(who)]
 
     def _commit(self, commit: m.Commit) -> list[k.Effect]:
         if commit.epoch < self.epoch:
@@ -326,17 +272,19 @@ class Shard:
             return [k.Send(COORDINATOR, m.Applied(self.index, commit.seq)), *repeated]
         if self.progress is not None and self.progress.commit.seq == commit.seq:
             return [k.Send(COORDINATOR, self.progress.norms)] if self.progress.norms is not None else []
-        self.pending[commit.seq] = commit
+        self.journal.pending[commit.seq] = commit
         guessing = isinstance(self.running, k.Combine) and not self.running.held
         return [k.Hurry()] if guessing else self._advance()
 
     def _foresee(self, foresee: m.Foresee) -> list[k.Effect]:
         """Use the time until the next commit, if there is nothing else to do."""
-        busy = self.progress is not None or self.running is not None or bool(self.pending) or self.spec is None
+        busy = self.progress is not None or self.running is not None or bool(self.journal.pending) or self.spec is None
         busy = busy or not self.replica.leads or self.replica.prepared
         # Who took another server's place has yet to be sent what that one had.
         busy = busy or not all(map(self._complete, foresee.contributors, foresee.blocks))
-        old = foresee.epoch < self.epoch or any(self.settled(item.contributor) for item in foresee.contributors)
+        old = foresee.epoch < self.epoch or any(
+            self.journal.accounts.settled(item.contributor) for item in foresee.contributors
+        )
         return [] if busy or old else self._run(k.Combine(foresee.contributors))
 
     def _factors(self, factors: m.Factors) -> list[k.Effect]:
@@ -351,7 +299,7 @@ class Shard:
 
     def _pull(self, pull: m.Pull) -> list[k.Effect]:
         early = pull.version > self.version or not self.replica.leads
-        if early or pull.incarnation <= self.fenced.get(pull.worker, -1):
+        if early or self.journal.accounts.shuts_out(pull.worker, pull.incarnation):
             return []  # not there yet: the commit that releases this worker will publish it
         if pull.version == self.version and not isinstance(self.running, k.Apply | k.Seed):
             blocks = tuple(sorted(set(pull.blocks) & set(self.blocks)))
@@ -368,46 +316,25 @@ class Shard:
 
     def _recovered(self, epoch: int) -> m.Recovered:
         """What this server knows of the log."""
-        entries = self.kept | {seq: Kept(commit) for seq, commit in self.pending.items()}
-        if self.progress is not None:
-            entries[self.progress.commit.seq] = Kept(self.progress.commit, self.progress.factors)
-        known = self.accounts
-        return m.Recovered(
-            self.index,
-            epoch,
-            self.version,
-            known.updated,
-            self.spec if self.replica.follows else None,
-            tuple(entries[seq].commit for seq in sorted(entries)),
-            tuple((worker, *closed) for worker, closed in sorted(known.closed.items())),
-            tuple((worker, *used) for worker, used in sorted(known.used.items())),
-            tuple(sorted(known.fenced.items())),
-            tuple(sorted(known.released.items())),
-            known.accounted,
-            tuple((seq, *factor) for seq, entry in sorted(entries.items()) for factor in entry.factors),
-            self.replica.view,
-            self.replica.whole,
-            known.updates,
-            tuple(sorted(known.ages.counted.items())),
-            known.ages.dropped,
-            known.switch,
-            known.switched,
-        )
+        current = Kept(self.progress.commit, self.progress.factors) if self.progress is not None else None
+        spec = self.spec if self.replica.follows else None
+        return self.journal.tell(epoch, self.version, spec, current, self.replica.view, self.replica.whole)
 
     # --- shared memory ------------------------------------------------------------------------
 
     def _attach(self, worker: int, incarnation: int) -> list[k.Effect]:
         """A worker on this host reads parameters where they lie, and has its gradients read where they lie."""
-        if self.spec is None or isinstance(self.running, k.CreateTable) or incarnation <= self.fenced.get(worker, -1):
+        forming = self.spec is None or isinstance(self.running, k.CreateTable)
+        if forming or self.journal.accounts.shuts_out(worker, incarnation):
             return []  # it will ask again
-        self.near[worker] = max(incarnation, self.near.get(worker, -1))
+        self.readers.attach(worker, incarnation)
         return [k.Send(worker_name(worker), m.Attached(self.index, worker, incarnation))]
 
     def _publish(self, worker: int, incarnation: int, blocks: tuple[int, ...], base: int = 0) -> k.Publish:
         assert self.spec is not None
         still = self.policy.still
-        if self.near.get(worker) == incarnation and not still:
-            self.readers[worker] = Reader(self.version)
+        if not still:
+            self.readers.begin(worker, incarnation, self.version)
         return k.Publish(worker, incarnation, self.version, blocks, base, still)
 
     def _updated(self, updated: k.Updated) -> list[k.Effect]:
@@ -422,12 +349,13 @@ class Shard:
         return [
             k.Publish(worker, incarnation, updated.seq, blocks, base, self.policy.still)
             for worker, incarnation, base in self._released(progress.commit)
-            if self.near.get(worker) != incarnation and (blocks := self._part(progress.commit, worker, updated.blocks))
+            if not self.readers.shares(worker, incarnation)
+            and (blocks := self._part(progress.commit, worker, updated.blocks))
         ]
 
     def _released(self, commit: m.Commit) -> list[tuple[int, int, int]]:
         """Who is to have the version of this commit (worker, incarnation), and the one they were given before."""
-        return [(worker, incarnation, self._base(worker, incarnation)) for worker, incarnation in commit.release]
+        return [(worker, incarnation, self.readers.base(worker, incarnation)) for worker, incarnation in commit.release]
 
     def _part(self, commit: m.Commit, worker: int, blocks: tuple[int, ...]) -> tuple[int, ...]:
         """Those of the blocks that a worker is given with this commit."""
@@ -437,33 +365,21 @@ class Shard:
                 return tuple(sorted(set(blocks).intersection(owned(self.spec, part, parts))))
         return blocks
 
-    def _base(self, worker: int, incarnation: int) -> int:
-        """The version that this worker was given last, by whichever server led then; 0: none. Whether it has all of
-        it, the worker knows."""
-        last, version = self.given.get(worker, (-1, 0))
-        return version if last == incarnation else 0
-
-    def _release(self, worker: int) -> list[k.Effect]:
-        """This worker does not read any more: what waited for it may go on."""
-        self.readers.pop(worker, None)
-        return self._advance()
-
     def _held_back(self, commit: m.Commit) -> bool:
         """Whether the commit would change parameters under a worker that copies them, or asks for a second snapshot
         while one is being written."""
-        return (bool(self.readers) and bool(commit.contributors)) or (self.writing and bool(commit.save))
+        return (bool(self.readers.copying) and bool(commit.contributors)) or (self.writing and bool(commit.save))
 
     # --- the log ------------------------------------------------------------------------------
 
     def _advance(self) -> list[k.Effect]:
         """Start the next commit if it is here and nothing else is under way."""
         effects: list[k.Effect] = []
-        while (
-            self.progress is None and self.running is None and self.replica.follows and self.version + 1 in self.pending
-        ):
-            if self._held_back(self.pending[self.version + 1]) or self.pending[self.version + 1].epoch < self.epoch:
+        while self.progress is None and self.running is None and self.replica.follows:
+            commit = self.journal.pending.get(self.version + 1)
+            if commit is None or self._held_back(commit) or commit.epoch < self.epoch:
                 break  # what an older epoch left counts once the new coordinator repeats it
-            commit = self.pending.pop(self.version + 1)
+            del self.journal.pending[commit.seq]
             assert self.spec is not None, "a commit cannot come before its table"
             rule_phases = phases.phases(self.spec) if commit.kind == "update" and commit.contributors else ()
             self.progress = Progress(commit, list(rule_phases))
@@ -528,32 +444,20 @@ class Shard:
         commit, factors, published = self.progress.commit, self.progress.factors, self.progress.published
         self.progress = None
         self.version = commit.seq
-        self.accounts.add(commit)
-        self.bases.add(commit, self.accounts.updated)
+        self.journal.apply(commit, factors)
+        self.bases.add(commit, self.journal.accounts.updated)
         if commit.switch is not None:
-            self.given.clear()  # what was on its way when parameters began to change is no base for anything
+            self.readers.given.clear()  # what was on its way when parameters began to change is no base for anything
         rest = tuple(block for block in self.blocks if block not in published)
         effects: list[k.Effect] = []
         for worker, incarnation, base in self._released(commit) if self.replica.leads else ():
-            blocks = self._part(commit, worker, self.blocks if self.near.get(worker) == incarnation else rest)
+            blocks = self._part(commit, worker, self.blocks if self.readers.shares(worker, incarnation) else rest)
             effects += [self._publish(worker, incarnation, blocks, base)] if blocks else []
-        self.given.update({worker: (incarnation, self.version) for worker, incarnation in commit.release})
+        self.readers.gave(commit.release, self.version)
         if commit.contributors:
             self.replica.applied()
-        self.kept[commit.seq] = Kept(commit, factors)
-        for seq in [seq for seq in self.kept if seq <= commit.stable]:
-            del self.kept[seq]
-        for worker, incarnation in commit.fences:
-            if self.given.get(worker, (incarnation + 1, 0))[0] <= incarnation:
-                del self.given[worker]
-            if self.near.get(worker, incarnation + 1) <= incarnation:
-                del self.near[worker]
-                self.readers.pop(worker, None)
-        settled = tuple(who for who in self.staged if self.settled(who))
-        for who in settled:
-            del self.staged[who]
-        for who in [who for who in self.awaited if self.settled(who)]:
-            del self.awaited[who]
+        self.readers.forget(commit.fences)
+        settled = self.staging.settle(self.journal.accounts)
         if commit.closes or commit.fences:
             effects.append(k.Free(settled))
         effects.append(k.Send(COORDINATOR, m.Applied(self.index, self.version, checksum)))
@@ -562,21 +466,10 @@ class Shard:
         return effects
 
     def _tick(self, now: int) -> list[k.Effect]:
-        silent_ms = self.silence.too_long_ms(now)
-        if silent_ms is not None:
-            return [k.Halt(blame(server_name(self.index), self.coordinator, self.coordinator_pid, silent_ms))]
-        effects: list[k.Effect] = []
-        if self.register is not None and not self.registered and now - self.asked_at >= self.limits.resend_ms:
-            self.asked_at = now
-            effects.append(k.Send(COORDINATOR, self.register))
-        if self.registered and now - self.beat_at >= self.limits.heartbeat_ms:
-            self.beat_at = now
-            # The driver fills in the bytes: they are counted where they flow.
-            view = self.replica.view.view if self.replica.view is not None else 0
-            effects.append(k.Send(COORDINATOR, m.Heartbeat(server_name(self.index), 0, 0, 0, self.version, view)))
-        for worker, reader in list(self.readers.items()):
-            if reader.since is None:
-                reader.since = now
-            elif now - reader.since >= self.limits.copy_ms:
-                effects += self._release(worker)  # it will find that what it copied has moved, and ask anew
+        if overdue := self.registration.overdue(now):
+            return [k.Halt(overdue)]
+        view = self.replica.view.view if self.replica.view is not None else 0
+        effects = self.registration.tick(self.version, view, now)
+        if self.readers.late(now, self.limits.copy_ms):
+            effects += self._advance()
         return [*effects, *self.replica.tick(now), *self._between(now)]

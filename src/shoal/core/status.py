@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 def status(coordinator: Coordinator, now: int) -> m.Status:
     """A consistent picture of the job at `now`."""
-    version, ledger = coordinator.log.version, coordinator.dispatch.ledger
-    members = [m.MemberStatus(COORDINATOR, coordinator.phase, coordinator.clock, version, coordinator.pid)]
+    version, ledger, policy = coordinator.log.version, coordinator.dispatch.ledger, coordinator.course.policy
+    members = [m.MemberStatus(COORDINATOR, coordinator.phase, coordinator.course.clock, version, coordinator.pid)]
     for index, server in sorted(coordinator.membership.servers.items()):
         members.append(
             m.MemberStatus(
                 server_name(index),
                 _part(coordinator, server),
-                coordinator.clock,
+                coordinator.course.clock,
                 server.version,
                 pid=server.pid,
                 received=server.received,
@@ -51,7 +51,7 @@ def status(coordinator: Coordinator, now: int) -> m.Status:
         job=coordinator.job.name,
         phase=coordinator.phase,
         waiting=_waiting(coordinator),
-        policy="" if coordinator.policy is None else in_words(coordinator.policy.spec),
+        policy="" if policy is None else in_words(policy.spec),
         epoch=coordinator.epoch,
         version=version,
         members=tuple(members),
@@ -91,4 +91,4 @@ def _waiting(coordinator: Coordinator) -> str:
         case "recovering":
             return coordinator.recovery.awaited(coordinator.replicas.first)
         case _:
-            return coordinator.waiting
+            return coordinator.course.waiting

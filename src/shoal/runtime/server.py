@@ -74,7 +74,7 @@ class ServerNode(Node):
         if shared:
             address = ALTERNATIVE.join((shared, address))
         self.event(Open(address, os.getpid(), self._shard.version, coordinator, host or platform.node()))
-        while not self._shard.registered and not self.halted.done():
+        while not self._shard.registration.done and not self.halted.done():
             await asyncio.sleep(self.job.limits.tick_ms / 1000)
         return address
 
@@ -91,7 +91,7 @@ class ServerNode(Node):
 
     def take(self, source: str, message: m.Message, delivered: bool) -> None:
         match message:
-            case m.Stage(contributor=who, blocks=blocks) if not self._shard.settled(who):
+            case m.Stage(contributor=who, blocks=blocks) if not self._shard.journal.accounts.settled(who):
                 if self._store.attached(who):
                     if self._shard.admits(message):
                         self._store.stage_in_place(who, blocks)
@@ -155,8 +155,9 @@ class ServerNode(Node):
                 self.keep({server_name(index): self._way(address) for index, address in servers})
             case k.Free():
                 # Also what was admitted and never completed, which the shard does not know.
-                self._store.free([who for who in self._store.contributors() if self._shard.settled(who)])
-                self._store.detach(lambda worker, incarnation: incarnation <= self._shard.fenced.get(worker, -1))
+                accounts = self._shard.journal.accounts
+                self._store.free([who for who in self._store.contributors() if accounts.settled(who)])
+                self._store.detach(accounts.shuts_out)
             case _:
                 raise TypeError(f"a server's driver cannot perform {effect!r}")
 
@@ -262,7 +263,7 @@ class ServerNode(Node):
     def _publish(self, publish: k.Publish) -> None:
         """Send blocks at the current version, in frames of the usual size; on this host, word of where they lie."""
         still = publish.still
-        if self._shard.near.get(publish.worker) == publish.incarnation:
+        if self._shard.readers.shares(publish.worker, publish.incarnation):
             who = (self._shard.index, publish.worker, publish.incarnation, publish.version)
             self.send(worker_name(publish.worker), m.Parameters(*who, publish.blocks, self._store.stamp, still=still))
             return

@@ -163,7 +163,7 @@ class Worker:
             )
         self._spec = spec
         near = self._node.near()
-        shards = len(self._node.session.servers)
+        shards = len(self._node.session.couriers.servers)
         layout = lay_out_shared(spec, shards) if near and not group else None
         if layout is not None:
             self._node.shared = SharedMemory(layout)

@@ -72,7 +72,7 @@ class WorkerNode(Node):
 
     def near(self) -> tuple[int, ...]:
         """The shards whose servers this worker shares memory with (StartupError for one that it cannot, but must)."""
-        placed, servers = self.session.placed, self.session.servers
+        placed, servers = self.session.couriers.placed, self.session.couriers.servers
         peers = {shard: self.peers.get(server_name(server)) for shard, server in enumerate(servers)}
         near = tuple(shard for shard, peer in peers.items() if peer is not None and peer.connection.shares_memory)
         far = [
@@ -260,7 +260,7 @@ class WorkerNode(Node):
                     if descriptor is not None:
                         os.close(descriptor)
                     raise ProtocolError(f"{source} agreed to share memory and sent none along")
-                self.shared.attach(self.session.shard_of(server), server, descriptor)
+                self.shared.attach(self.session.couriers.shard_of(server), server, descriptor)
         self.event(k.Received(source, message))
         self.progress.of(self.session)
 
@@ -268,7 +268,7 @@ class WorkerNode(Node):
         """Take parameters out of shared memory, unless they are used where they lie; Moved if they changed."""
         assert self.session.spec is not None
         every = cut(self.session.spec)
-        shard = self.session.shard_of(message.server)
+        shard = self.session.couriers.shard_of(message.server)
         shared.look_at(shard)
         if not message.still and any(self._in_place):
             # The servers change them from here on while this worker computes; the training thread waits now.

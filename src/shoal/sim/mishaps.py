@@ -171,7 +171,7 @@ class Mishaps:
         shard, older = server.shard, server.shard.epoch - 1
         if shard.spec is not None and shard.version > 0:
             self._world.figures.forged += 1
-            staged = tuple(Weighted(who, t.FORGED) for who in sorted(shard.staged)[:2])
+            staged = tuple(Weighted(who, t.FORGED) for who in sorted(shard.staging.staged)[:2])
             message: m.Message = m.Commit(older, shard.version + 1, "update", staged, rates=(t.FORGED,))
             progress = shard.progress
             if progress is not None and progress.norms is not None:

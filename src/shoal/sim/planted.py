@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from shoal.core.coordinator import Coordinator
 from shoal.core.session import Session
 from shoal.sim import planted_coordinators as coordinators
+from shoal.sim import planted_courses as courses
 from shoal.sim import planted_groups as groups
 from shoal.sim import planted_regimes as regimes
 from shoal.sim import planted_registries as registries
@@ -50,7 +51,7 @@ PLANTS = (
     Plant(
         "a shard says that a contribution is complete too soon",
         "Atomic",
-        Machines(shard=shards.CompletesTooSoon),
+        shards.with_staging(shards.CompletesTooSoon),
         seed=168,
     ),
     Plant(
@@ -70,26 +71,26 @@ PLANTS = (
     Plant(
         "a worker claims a contribution to be whole that is not",
         "Atomic",
-        Machines(session=sessions.ClaimsWhole),
+        sessions.with_couriers(sessions.ClaimsWhole),
         seed=29,
     ),
     Plant("a worker asks only once", "Progress", Machines(session=sessions.AsksOnce), seed=15),
-    Plant("the staleness bound is wrong", "Bounded", Machines(coordinator=coordinators.LooseBound), seed=10),
+    Plant("the staleness bound is wrong", "Bounded", replicas.with_part(courses.LooseBound), seed=10),
     Plant("every entry makes a contribution older", "Aged", Machines(coordinator=coordinators.AgesByEntries)),
     Plant("a shard forgets how old contributions were", "Aged", Machines(shard=shards.ForgetsAges)),
-    Plant("a contribution is taken that is too old", "Aged", Machines(coordinator=coordinators.TakesTooOld)),
+    Plant("a contribution is taken that is too old", "Aged", replicas.with_part(courses.TakesTooOld)),
     Plant(
         "a worker that comes back is not told what the log used",
         "Fed back",
-        Machines(coordinator=coordinators.ForgetsWhatWasUsed),
+        replicas.with_part(courses.ForgetsWhatWasUsed),
     ),
     Plant(
         "a snapshot has the residual of another version",
         "Fed back",
         Machines(coordinator=coordinators.RecallsTheOneBefore),
     ),
-    Plant("a worker is not told what was dropped", "Exactly once", Machines(coordinator=coordinators.DropsQuietly)),
-    Plant("nobody is given any grace", "Grace", Machines(coordinator=coordinators.GivesNoGrace)),
+    Plant("a worker is not told what was dropped", "Exactly once", replicas.with_part(courses.DropsQuietly)),
+    Plant("nobody is given any grace", "Grace", replicas.with_part(courses.GivesNoGrace)),
     Plant("a gradient is made up from the newest", "Compensated", Machines(shard=shards.TakesTheNewestBase)),
     Plant("a shard forgets what it gave out", "Compensated", Machines(shard=shards.ForgetsWhatWasGiven)),
     Plant("a policy takes over at once", "Regime", regimes.with_regime(regimes.TakesOverAtOnce)),
@@ -100,10 +101,8 @@ PLANTS = (
     Plant("who waits for samples gets nothing new", "Still", regimes.with_regime(regimes.LeavesOutTheIdle), seed=1259),
     Plant("a shard does not hear of another policy", "Still", Machines(shard=regimes.KeepsThePolicy), seed=57),
     Plant("half a group is committed", "Atomic", Machines(coordinator=groups.CommitsHalfAGroup)),
-    Plant("the quorum is counted wrong", "Quorum", Machines(coordinator=coordinators.SmallQuorum), seed=3),
-    Plant(
-        "a repeated Ready is committed again", "Exactly once", Machines(coordinator=coordinators.CommitsTwice), seed=3
-    ),
+    Plant("the quorum is counted wrong", "Quorum", replicas.with_part(courses.SmallQuorum), seed=3),
+    Plant("a repeated Ready is committed again", "Exactly once", replicas.with_part(courses.CommitsTwice), seed=3),
     Plant("the word of the dead counts", "Fenced", Machines(coordinator=coordinators.TrustsTheDead), seed=1084),
     Plant("a shard keeps what an older coordinator left", "Atomic", Machines(shard=shards.KeepsOldEntries), seed=12727),
     Plant(
@@ -147,7 +146,7 @@ PLANTS = (
         Machines(coordinator=coordinators.BuriesTheLiving),
         seed=242,
     ),
-    Plant("a lost release is not repeated", "Progress", Machines(coordinator=coordinators.ForgetsToRelease), seed=3),
+    Plant("a lost release is not repeated", "Progress", replicas.with_part(courses.ForgetsToRelease), seed=3),
     Plant("a lease is granted twice", "Accounted", samples.with_ledger(samples.GrantsTwice), seed=10),
     Plant("a lease is lost", "Accounted", samples.with_ledger(samples.LosesSamples), seed=6),
     Plant(
@@ -173,7 +172,7 @@ PLANTS = (
     Plant(
         "a worker goes on while a replica reads its gradient",
         "Atomic",
-        Machines(coordinator=replicas.LetsGoTooSoon),
+        replicas.with_part(courses.LetsGoTooSoon),
         seed=44,
     ),
     Plant("a primary holds in place what is not whole", "Atomic", replicas.with_replica(replicas.HoldsPartsInPlace)),
@@ -194,7 +193,7 @@ PLANTS = (
     Plant(
         "an update is committed that is not wanted any more",
         "Quorum",
-        Machines(coordinator=replicas.CommitsWhatItProposed),
+        replicas.with_part(courses.CommitsWhatItProposed),
         seed=2,
     ),
     Plant(
@@ -211,8 +210,13 @@ PLANTS = (
     Plant("a shard is given up with its primary", "Progress", replicas.with_part(replicas.GivesUp)),
     Plant("a new coordinator follows an old view", "Progress", replicas.with_part(replicas.FollowsTheOldest), seed=487),
     Plant("nobody is reminded of a placement", "Progress", replicas.with_part(replicas.NeverReminds), seed=315),
-    Plant("a worker does not push again to a new primary", "Progress", Machines(session=sessions.PushesOnce), seed=31),
-    Plant("a worker stays with a server that is gone", "Progress", Machines(session=sessions.StaysWithTheOld)),
+    Plant(
+        "a worker does not push again to a new primary",
+        "Progress",
+        sessions.with_couriers(sessions.PushesOnce),
+        seed=31,
+    ),
+    Plant("a worker stays with a server that is gone", "Progress", sessions.with_couriers(sessions.StaysWithTheOld)),
     Plant(
         "a worker takes parameters that it cannot see",
         "Ordered",

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import msgspec
 
 from shoal.core import machine as k
 from shoal.core.ages import Ages
 from shoal.core.coordinator import Coordinator
-from shoal.core.membership import COMPUTING, Member
-from shoal.policy import Bounded, Decoupled, Go, Policy, Sync, View, Wait
 from shoal.wire import messages as m
 
 
@@ -30,31 +28,6 @@ class PacesByTheSlowest(Coordinator):
         return effect
 
 
-class LooseBound(Coordinator):
-    """Lets workers run one clock further ahead than the bound."""
-
-    @property
-    def policy(self) -> Policy | None:
-        policy = super().policy
-        return replace(policy, staleness=policy.staleness + 1) if isinstance(policy, Bounded) else policy
-
-
-class TakesTooOld(Coordinator):
-    """Commits contributions one update older than the bound."""
-
-    def _factor(self, unit: list[m.Ready]) -> float | None:
-        age = max(self.log.ages.of(ready.version) for ready in unit)
-        return super()._factor(unit) or (self.policy.weigh(age - 1) if self.policy and age else None)
-
-
-class ForgetsWhatWasUsed(Coordinator):
-    """Tells a worker that comes back that none of its contributions is in the log."""
-
-    def _answer_declared(self, member: Member, now: int) -> list[k.Effect]:
-        self.log.used.pop(member.worker, None)
-        return super()._answer_declared(member, now)
-
-
 class RecallsTheOneBefore(Coordinator):
     """Has workers save what they had lost one contribution before that of the snapshot."""
 
@@ -68,41 +41,6 @@ def _of_the_clock_before(effect: k.Effect) -> k.Effect:
         return effect
     incarnation, clock = effect.message.used
     return replace(effect, message=msgspec.structs.replace(effect.message, used=(incarnation, clock - 1)))
-
-
-class DropsQuietly(Coordinator):
-    """Tells workers that what it dropped is committed."""
-
-    def _readers(self) -> list[Member]:
-        readers = super()._readers()
-        for member in readers:
-            member.dropped = False
-        return readers
-
-
-class GivesNoGrace(Coordinator):
-    """Goes on as soon as enough are ready."""
-
-    @property
-    def policy(self) -> Policy | None:
-        policy = super().policy
-        return replace(policy, grace=0.0) if isinstance(policy, Sync | Decoupled) else policy
-
-
-class SmallQuorum(Coordinator):
-    """Rounds the quorum down."""
-
-    @property
-    def policy(self) -> Policy | None:
-        policy = super().policy
-        return RoundedDown(policy.quorum) if isinstance(policy, Sync) else policy
-
-
-@dataclass(frozen=True)
-class RoundedDown(Sync):
-    def commit(self, view: View) -> Go | Wait:
-        needed = max(1, int(self.quorum * len(view.clocks) * 0.99))
-        return Go(tuple(sorted(view.ready))) if len(view.ready) >= needed else Wait("too few are ready")
 
 
 class EveryEntryAges(Ages):
@@ -126,16 +64,6 @@ class AgesByEntries(Coordinator):
         self.log.ages = EveryEntryAges()
 
 
-class CommitsTwice(Coordinator):
-    """Takes a repeated Ready for a new one."""
-
-    def _ready(self, member: Member, ready: m.Ready, now: int) -> list[k.Effect]:
-        if ready.contributor.clock == member.clock - 1 and member.state == COMPUTING and member.clock > 1:
-            member.clock -= 1
-            self.clock = min(self.clock, member.clock)
-        return super()._ready(member, ready, now)
-
-
 class TrustsTheDead(Coordinator):
     """Takes a message of an earlier incarnation for one of the living worker."""
 
@@ -156,18 +84,11 @@ class BuriesTheLiving(Coordinator):
         return super()._tick(now)
 
 
-class ForgetsToRelease(Coordinator):
-    """Does not repeat what it told a worker when the worker asks again."""
-
-    def _ready(self, member: Member, ready: m.Ready, now: int) -> list[k.Effect]:
-        return super()._ready(member, ready, now) if ready.contributor.clock >= member.clock else []
-
-
 class TakesOffers(Coordinator):
     """Does not wait for the shards to have what a worker offers."""
 
-    def _offered(self, member: Member, offer: m.Offer) -> list[k.Effect]:
-        return self._ready(member, offer.ready, 0)
+    def _from_worker(self, source: str, message: m.Message, now: int) -> list[k.Effect]:
+        return super()._from_worker(source, message.ready if isinstance(message, m.Offer) else message, now)
 
 
 class TakesOverAlone(Coordinator):

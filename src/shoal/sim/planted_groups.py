@@ -24,4 +24,4 @@ class CommitsHalfAGroup(Coordinator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.units = CountsTheFirstRank(self.membership.members)
+        self.course.units = CountsTheFirstRank(self.membership.members)

@@ -10,7 +10,9 @@ import msgspec
 
 from shoal.config import Job, Limits
 from shoal.core import machine as k
+from shoal.core.admission import Admission
 from shoal.core.coordinator import Coordinator
+from shoal.core.course import Course
 from shoal.core.failover import Failover
 from shoal.core.membership import Member, Server
 from shoal.core.proposal import Proposals
@@ -91,26 +93,6 @@ class ProposesForTheDead(Coordinator):
         if proposal is not None:
             self.proposals.current = proposal
         return effects
-
-
-class CommitsWhatItProposed(Coordinator):
-    """Does not ask the policy again whether it wants the update that every replica holds by now."""
-
-    def _held(self, now: int) -> list[k.Effect]:
-        proposal = self.proposals.current
-        if proposal is None or self.policy is None or self.phase == "forming":
-            return super()._held(now)
-        self.proposals.drop()
-        members = [self.membership.members.get(worker) for worker in proposal.workers]
-        contributors = [member for member in members if member is not None and member.ready is not None]
-        return self._commit(contributors, now) + self._decide(now)
-
-
-class LetsGoTooSoon(Coordinator):
-    """Lets a worker compute its next gradient while a replica reads the last one where it lies."""
-
-    def _spreads(self, update: int) -> bool:
-        return False
 
 
 class HoldsPartsInPlace(Replica):
@@ -229,12 +211,12 @@ def with_replica(kind: type[Replica]) -> Machines:
     return Machines(shard=shard)
 
 
-def with_part(kind: type[Failover] | type[Proposals] | type[Replicas]) -> Machines:
+def with_part(kind: type[Admission] | type[Course] | type[Failover] | type[Proposals] | type[Replicas]) -> Machines:
     """A coordinator of which one part is such a one."""
 
     def coordinator(job: Job, **facts: Any) -> Coordinator:
         made = Coordinator(job, **facts)
-        for part in (made.failover, made.proposals, made.replicas):
+        for part in (made.admission, made.course, made.failover, made.proposals, made.replicas):
             if issubclass(kind, type(part)):
                 part.__class__ = kind  # others refer to it
         return made

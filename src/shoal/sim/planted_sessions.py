@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from shoal.config import Limits
 from shoal.core import machine as k
 from shoal.core.arrival import Arrival
+from shoal.core.couriers import Couriers
 from shoal.core.session import Session
+from shoal.sim.world import Machines
+from shoal.vocabulary import Contributor
 from shoal.wire import messages as m
 
 
@@ -20,7 +24,7 @@ class ReadyTooSoon(Session):
     """Makes its contribution ready without waiting for the servers' word."""
 
     def _make_ready(self, now: int) -> list[k.Effect]:
-        for courier in self.couriers:
+        for courier in self.couriers.every:
             courier.unacknowledged.clear()
         return super()._make_ready(now)
 
@@ -41,15 +45,6 @@ class ReadsInPlace(Session):
         effects = super().step(event, now)
         self.still = True
         return effects
-
-
-class ClaimsWhole(Session):
-    """Spares near servers the word of what it pushed, though it did not push everything."""
-
-    def _flush(self, now: int) -> list[k.Effect]:
-        effects = super()._flush(now)
-        self.whole = self.clock > 0 and bool(self.near)
-        return [] if self.whole and len(self.near) == len(self.couriers) else effects
 
 
 class AsksOnce(Session):
@@ -76,24 +71,14 @@ class BlamesOthers(Session):
         return super()._tick(now)
 
 
-class PushesOnce(Session):
-    """Does not give the server that has taken another's place what that one had acknowledged."""
-
-    def _placed(self, placed: m.Placed) -> list[k.Effect]:
-        before = [set(courier.unacknowledged) for courier in self.couriers]
-        effects = super()._placed(placed)
-        for courier, unacknowledged in zip(self.couriers, before, strict=True):
-            courier.unacknowledged = unacknowledged
-        return effects
-
-
 class TakesWhatCannotBeSeen(Session):
     """Takes parameters that a new primary sent before they shared memory for those that lie in it."""
 
     def _lacks(self, parameters: m.Parameters) -> bool:
-        near, self.near = self.near, {self.shard_of(parameters.server)} if parameters.stamp else set()
+        couriers = self.couriers
+        near, couriers.near = couriers.near, {couriers.shard_of(parameters.server)} if parameters.stamp else set()
         lacking = super()._lacks(parameters)
-        self.near = near
+        couriers.near = near
         return lacking
 
 
@@ -110,8 +95,42 @@ class AnyArrival(Arrival):
         return True
 
 
-class StaysWithTheOld(Session):
+# --- couriers -----------------------------------------------------------------------------------
+
+
+class ClaimsWhole(Couriers):
+    """Spares near servers the word of what was pushed, though not everything was."""
+
+    def flush(self, who: Contributor, now: int) -> list[k.Effect]:
+        effects = super().flush(who, now)
+        self.whole = not who.seeds and bool(self.near)
+        return [] if self.whole and len(self.near) == len(self.every) else effects
+
+
+class PushesOnce(Couriers):
+    """Does not give the server that has taken another's place what that one had acknowledged."""
+
+    def move(self, placed: m.Placed) -> list[k.Effect]:
+        before = [set(courier.unacknowledged) for courier in self.every]
+        effects = super().move(placed)
+        for courier, unacknowledged in zip(self.every, before, strict=True):
+            courier.unacknowledged = unacknowledged
+        return effects
+
+
+class StaysWithTheOld(Couriers):
     """Does not mind that other servers lead some shards."""
 
-    def _placed(self, placed: m.Placed) -> list[k.Effect]:
+    def move(self, placed: m.Placed) -> list[k.Effect]:
         return []
+
+
+def with_couriers(kind: type[Couriers]) -> Machines:
+    """Workers that have such ones."""
+
+    def session(limits: Limits) -> Session:
+        made = Session(limits)
+        made.couriers = kind(limits)
+        return made
+
+    return Machines(session=session)

@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import msgspec
 
+from shoal.config import Limits
 from shoal.core import machine as k
 from shoal.core.shard import Shard
+from shoal.core.staging import Staging
+from shoal.sim.world import Machines
 from shoal.vocabulary import Contributor, Weighted
 from shoal.wire import messages as m
 
@@ -25,8 +28,8 @@ class AppliesOutOfOrder(Shard):
     """Takes whatever commit came first."""
 
     def _advance(self) -> list[k.Effect]:
-        if self.pending and self.progress is None and self.running is None:
-            self.version = min(self.pending) - 1
+        if self.journal.pending and self.progress is None and self.running is None:
+            self.version = min(self.journal.pending) - 1
         return super()._advance()
 
 
@@ -34,7 +37,7 @@ class IgnoresFences(Shard):
     """Goes on staging for the dead."""
 
     def step(self, event: object, now: int) -> list[k.Effect]:
-        self.fenced.clear()
+        self.journal.accounts.fenced.clear()
         return super().step(event, now)
 
 
@@ -120,13 +123,24 @@ def _a_clock_later(item: Weighted) -> Weighted:
     return msgspec.structs.replace(item, contributor=later, version=item.version + 1)
 
 
-class CompletesTooSoon(Shard):
+class CompletesTooSoon(Staging):
     """Tells the coordinator that a contribution is complete when its first block is there."""
 
-    def _completed(self, who: Contributor) -> list[k.Effect]:
+    def completed(self, who: Contributor) -> list[k.Effect]:
         if who in self.awaited and self.staged.get(who):
             self.awaited[who] = 1
-        return super()._completed(who)
+        return super().completed(who)
+
+
+def with_staging(kind: type[Staging]) -> Machines:
+    """Servers that stage so."""
+
+    def shard(index: int, limits: Limits) -> Shard:
+        made = Shard(index, limits)
+        made.staging = kind(index)
+        return made
+
+    return Machines(shard=shard)
 
 
 class KeepsOldEntries(Shard):
@@ -162,7 +176,7 @@ class ForgetsItsAccounts(Shard):
     """Tells a new coordinator nothing of the samples that are accounted for."""
 
     def _recover(self, epoch: int) -> list[k.Effect]:
-        self.accounts.spans.clear()
+        self.journal.accounts.spans.clear()
         return super()._recover(epoch)
 
 
@@ -170,7 +184,7 @@ class ServesForEver(Shard):
     """Does not mind a coordinator that says nothing."""
 
     def _tick(self, now: int) -> list[k.Effect]:
-        self.silence.since = None
+        self.registration.silence.since = None
         return super()._tick(now)
 
 

@@ -190,7 +190,7 @@ class Servers:
         """Send the blocks as they are now, in frames of random size."""
         states = {block: server.store.states.get(block, 0) for block in effect.blocks}  # 0: it does not have it
         self.world.note(t.Published(server.index, effect, states))
-        near = server.shard.near.get(effect.worker) == effect.incarnation
+        near = server.shard.readers.shares(effect.worker, effect.incarnation)
         base = 0 if near else effect.base
         for blocks in self._frames(effect.blocks):
             stamp = server.store.stamp if near else 0

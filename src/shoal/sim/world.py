@@ -154,7 +154,7 @@ class World:
         entries: list[m.Commit] = []
         placed = [self.servers[index].shard for index in self._placed]
         for shard in placed:  # those that do not follow the log yet tell the next coordinator what they have heard, too
-            entries += [*shard.pending.values(), *(kept.commit for kept in shard.kept.values())]
+            entries += [*shard.journal.pending.values(), *(kept.commit for kept in shard.journal.kept.values())]
             entries += [shard.progress.commit] if shard.progress is not None else []
         last, known = max((shard.version for shard in placed), default=-1), valid(entries)
         return next(seq for seq in itertools.count(last) if seq + 1 not in known)
@@ -246,7 +246,9 @@ class World:
             for life in self.lives.values()
         )
         shards = ", ".join(f"server/{server.index} is at version {server.shard.version}" for server in self.servers)
-        return f"the coordinator waits for {self.coordinator.waiting!r}; {sessions or 'no worker lives'}; {shards}"
+        return (
+            f"the coordinator waits for {self.coordinator.course.waiting!r}; {sessions or 'no worker lives'}; {shards}"
+        )
 
     def note(self, fact: t.Fact) -> None:
         check(self.trace, fact)
@@ -473,7 +475,7 @@ class World:
         """Let parameters land in a worker's memory; what is to be read where it lay may have moved."""
         store = self.servers[message.server].store
         if message.stamp:
-            life.mapped[life.session.shard_of(message.server)] = message.server
+            life.mapped[life.session.couriers.shard_of(message.server)] = message.server
         if not message.stamp:
             life.land(payload)
         elif not message.still:
