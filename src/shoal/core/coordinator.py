@@ -389,7 +389,7 @@ class Coordinator:
         effects = self.log.recover(recovery.version, accounts, recovery.entries(self.log.servers), now)
         ahead = [resume for resume in recovery.resumes.values() if not self._knows(resume)]
         if ahead:
-            return self._resume(worker_name(ahead[0].worker), ahead[0], now)
+            return self._behind(ahead[0])  # also where its rank has a new life by now: it was acknowledged
         for server in sorted(set(outdated)):
             self.replicas.gone.add(server)
             self.membership.servers.pop(server, None)
@@ -405,17 +405,19 @@ class Coordinator:
             return [k.Send(source, m.Resumed(worker, incarnation, self.epoch))] if self.phase == RUNNING else []
         if self.phase == RECOVERING and member is None:
             self.recovery.resume(resume)
-            if self._knows(resume):
-                return self._take_over(now)
-            return self._stop(
-                f"worker {worker} has version {resume.version} of job {self.job.name}, and the servers that the "
-                f"coordinator of epoch {self.epoch} found know of {self.log.version}: too many were lost at once; "
-                f"resume it from its last snapshot"
-            )
+            return self._take_over(now) if self._knows(resume) else self._behind(resume)
         # Its place is lost. What it has staged, and may stage yet, is shut out.
         self.log.fence(worker, incarnation)
         effects: list[k.Effect] = [k.Send(source, self.departures.fenced(worker, incarnation))]
         return effects + (self.releases.append(self.log.cut(), [], now) if self.phase == RUNNING else [])
+
+    def _behind(self, resume: m.Resume) -> list[k.Effect]:
+        """A worker has seen more of the log than there is."""
+        return self._stop(
+            f"worker {resume.worker} has version {resume.version} of job {self.job.name}, and the servers that the "
+            f"coordinator of epoch {self.epoch} found know of {self.log.version}: too many were lost at once; "
+            f"resume it from its last snapshot"
+        )
 
     def _knows(self, resume: m.Resume) -> bool:
         """Whether the log, as far as it is known again, has all that this worker has seen of it."""
