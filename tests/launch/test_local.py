@@ -16,7 +16,7 @@ import pytest
 
 from shoal.config import Limits
 from shoal.errors import ConfigurationError, JobError, SnapshotError, StartupError
-from shoal.launch import local
+from shoal.launch import crew, local
 from shoal.launch.jobs import running
 from shoal.storage.snapshot import write_manifest
 from shoal.vocabulary import PolicySpec, TableSpec
@@ -56,8 +56,8 @@ def lines() -> Iterator[Lines]:
 
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "COORDINATOR_PROGRAM", (NODES, "coordinator"))
-    monkeypatch.setattr(local, "SERVER_PROGRAM", (NODES, "server"))
+    monkeypatch.setattr(crew, "COORDINATOR_PROGRAM", (NODES, "coordinator"))
+    monkeypatch.setattr(crew, "SERVER_PROGRAM", (NODES, "server"))
 
 
 @pytest.fixture
@@ -292,8 +292,8 @@ def test_it_runs_off_the_main_thread_too(script: Script, lines: Lines) -> None:
 def test_nothing_outlives_a_launcher_that_is_killed(script: Script, lines: Lines, tmp_path: Path) -> None:
     driver = tmp_path / "driver.py"
     driver.write_text(f"""
-from shoal.launch import local
-local.COORDINATOR_PROGRAM, local.SERVER_PROGRAM = ({NODES!r}, "coordinator"), ({NODES!r}, "server")
+from shoal.launch import crew, local
+crew.COORDINATOR_PROGRAM, crew.SERVER_PROGRAM = ({NODES!r}, "coordinator"), ({NODES!r}, "server")
 local.launch(({script("print('working')" + chr(10) + "time.sleep(600)")!r},), 1, 1)
 """)
     launcher = subprocess.Popen([sys.executable, str(driver)], stdout=subprocess.PIPE, text=True)

@@ -101,7 +101,7 @@ def test_the_launcher_starts_killed_workers_again(policy: str, tmp_path: Path, m
     (deaths / "0").write_text("after:Stage:30")
     (deaths / "2").write_text("compute:3")
     monkeypatch.setenv("RECORD", str(record))
-    monkeypatch.setattr(local, "COORDINATOR_PROGRAM", (str(WORKER.with_name("recording_coordinator.py")),))
+    monkeypatch.setattr("shoal.launch.crew.COORDINATOR_PROGRAM", (str(WORKER.with_name("recording_coordinator.py")),))
     lines: list[str] = []
     options = ("--policy", policy, "--size", str(SIZE), "--pause", "0.05", "--deaths", str(deaths))
     status = local.launch(

@@ -11,13 +11,13 @@ import pytest
 from typer.testing import CliRunner
 
 from shoal.sim import __main__ as command
-from shoal.sim import trace
 from shoal.sim import world as simulated
 from shoal.sim.campaign import FIGURES, run_seed
 from shoal.sim.invariants import Violation
 from shoal.sim.planted import PLANTS, Plant
 from shoal.sim.planted_replicas import SeesNoDifference, with_part
 from shoal.sim.scenario import draw
+from shoal.sim.store import Store
 from shoal.sim.transcript import transcript
 from shoal.sim.world import Machines, World
 
@@ -52,7 +52,7 @@ def test_a_planted_fault_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch)
     pytest.fail(f"{plant.invariant} did not notice in {PLANTED_SEEDS_MAX} seeds that {plant.fault}")
 
 
-class ErringStore(trace.Store):
+class ErringStore(Store):
     """Memory in which one bit flips, once, after an update."""
 
     sound = False

@@ -22,8 +22,9 @@ from types import TracebackType
 from shoal.config import Limits
 from shoal.errors import JobError, StartupError
 from shoal.launch.child import Child, ChildProcess, Exited, Line
-from shoal.launch.local import COORDINATOR_PROGRAM, READY, SERVER_PROGRAM
+from shoal.launch.crew import COORDINATOR_PROGRAM, SERVER_PROGRAM
 from shoal.launch.plan import Plan
+from shoal.launch.words import READY
 from shoal.vocabulary import COORDINATOR
 
 GRACE_SECONDS = 3.0  # between asking and killing

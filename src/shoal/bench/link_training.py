@@ -34,7 +34,7 @@ from shoal.bench.overlap import Plan as OverlapPlan
 from shoal.bench.sides import ORDER_SECONDS, Show, Side
 from shoal.bench.verdict import WrongResultError
 from shoal.errors import ConfigurationError
-from shoal.launch.local import COORDINATOR_PROGRAM, SERVER_PROGRAM
+from shoal.launch.crew import COORDINATOR_PROGRAM, SERVER_PROGRAM
 from shoal.vocabulary import COORDINATOR
 
 PROGRAM = ("-m", "shoal.bench.link_training_worker")

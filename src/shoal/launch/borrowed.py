@@ -24,11 +24,10 @@ from shoal.core.lender import OWN_VARIABLES
 from shoal.errors import ShoalError, StartupError
 from shoal.launch.child import Child, Exited, Line
 from shoal.launch.fleet import fleet_job, member_name
+from shoal.launch.words import ERROR
 from shoal.runtime.loop_thread import LoopThread
 from shoal.runtime.node import Node
 from shoal.wire.fleet import LAUNCHER
-
-ERROR = "shoal: error: "
 
 Emit = Callable[[Line | Exited], None]
 

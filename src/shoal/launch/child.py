@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+GRACE_SECONDS = 5.0  # between asking a process to end and killing it
 LINE_BYTES_MAX = 64 << 10
 LAST_LINES = 5
 DRAIN_SECONDS = 1.0  # for output still in the pipe after the end; a stray that holds it open is not waited for
@@ -51,6 +52,9 @@ class Child(ABC):
         self.name = name
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self._emit = emit
+
+    def __str__(self) -> str:
+        return f"{self.name} (pid {self.pid})"
 
     @property
     @abstractmethod

@@ -9,29 +9,22 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from functools import partial
 from typing import Any
 
-import numpy as np
-
 from shoal import errors
-from shoal.codec.codec import packs, pulls
 from shoal.config import Job
 from shoal.core import machine as k
 from shoal.core import session as s
-from shoal.core.shared import lay_out_shared
 from shoal.errors import ShoalError
-from shoal.placement import blocks_of_tensor, owned
-from shoal.runtime.decoder import Decoder
-from shoal.runtime.encoder import Encoder
+from shoal.placement import blocks_of_tensor
 from shoal.runtime.loop_thread import LoopThread
-from shoal.runtime.shared import Bytes, SharedMemory
+from shoal.runtime.pushes import Pushes
+from shoal.runtime.shared import Bytes
+from shoal.runtime.step import Step
 from shoal.runtime.worker_node import WorkerNode
-from shoal.storage.snapshot import read_lost, read_manifest
 from shoal.transport import Wrap, unwrapped
 from shoal.vocabulary import ITEM_BYTES, Dataset, Lease, TableSpec
 
@@ -69,21 +62,17 @@ class Worker:
         self.workers = job.workers
         self.resumed_from = resumed_from
         self._estate = estate
-        self._job = job
         self._thread = thread or LoopThread("shoal-worker")
         self._owns_thread = thread is None
         self._leases: list[Lease] = []  # taken since the last step
-        self._written: list[int] = []  # tensors whose gradients lie in shared memory, since the last step
-        self._all_near = False  # every server reads them there
-        self._pending: Future[k.Effect] | None = None  # a step that was begun
-        self._ending = threading.RLock()
-        self._ahead: tuple[Dataset, Lease] | None = None  # samples for the next one, taken before its end
         self._data_epochs = 0  # passes over the training set begun
         self._spec: TableSpec | None = None
         self._seeded: Future[k.Effect] | None = None
         self._snapshot: Future[k.Snapshotted] | None = None  # that is being written
         self._closed = False
         self._node = self._thread.call(self._open(job, coordinator, rank, wrap))
+        self._step = Step(self._node, self._ask)
+        self._pushes = Pushes(self._node, self._post)
         try:
             self._ask(s.Begin(rank, random.SystemRandom().getrandbits(53), os.getpid(), coordinator))
         except errors.DeadlineError as error:
@@ -162,21 +151,9 @@ class Worker:
                 f"parameters at once, in groups where their settings differ"
             )
         self._spec = spec
-        near = self._node.near()
-        shards = len(self._node.session.couriers.servers)
-        layout = lay_out_shared(spec, shards) if near and not group else None
-        if layout is not None:
-            self._node.shared = SharedMemory(layout)
-            self._all_near = len(near) == shards
-        if packs(spec):
-            memory = None if self._node.shared is None else self._node.shared.arena.memory
-            part = group.index((self.rank, self.incarnation)) if group else 0
-            mine = owned(spec, part, max(1, len(group)))
-            encoder = self._node.encoder = Encoder(spec, memory, self._estate, frozenset(mine))
-            self._node.session.recollection.keeps = encoder.keeps
-        if pulls(spec):
-            self._node.decoder = Decoder(spec)
-        answer = self._ask(s.Declare(spec, near if layout is not None else (), group))
+        near = self._node.prepare(spec, group, self._estate)
+        self._pushes.all_near = len(near) == len(self._node.session.couriers.servers)
+        answer = self._ask(s.Declare(spec, near, group))
         assert isinstance(answer, k.Seeding)
         return answer.seed
 
@@ -203,7 +180,7 @@ class Worker:
         """Wait for the initial parameters, the same on every worker."""
         answer = self._wait(self._seeded) if self._seeded is not None else self._ask(s.Await())
         assert isinstance(answer, k.Fresh)
-        self._inherit(answer.clock)
+        self._node.inherit(self.resumed_from, answer.clock)
         return answer
 
     def gradient_memory(self, tensor: int) -> Bytes | None:
@@ -212,15 +189,11 @@ class Worker:
         It must not be written between push() and the end of step().
         """
         self.finish_step()  # the servers may still read the last one
-        shared = self._node.shared
-        if shared is None or self._node.encoder is not None or self._node.failure is not None:
-            return None
-        return shared.gradient(tensor)
+        return self._pushes.memory(tensor)
 
     def gradient_arena(self) -> Bytes | None:
         """All of that memory, every tensor's and what lies between them: (bytes,) uint8. None: there is none."""
-        shared = self._node.shared
-        return None if shared is None else np.frombuffer(shared.arena.memory, np.uint8)
+        return self._pushes.arena()
 
     def parameter_memory(self, tensor: int) -> Bytes | None:
         """The servers' own memory of this tensor, where it may be used as it lies: it changes only while
@@ -242,7 +215,7 @@ class Worker:
     @property
     def encodes(self) -> bool:
         """Whether gradients travel otherwise than they are, so that push() tells whether they are finite."""
-        return self._node.encoder is not None
+        return self._pushes.encoded
 
     def push(self, tensor: int, gradient: Bytes) -> bool:
         """Send a gradient (its bytes, row-major), which must not change until step() returns. From any thread.
@@ -251,31 +224,18 @@ class Worker:
         """
         self.finish_step()
         assert self._spec is not None, "the table comes first"
-        encoder, shared, failed = self._node.encoder, self._node.shared, self._node.failure is not None
-        near, finite = self._all_near and not failed, True
-        if encoder is not None and not failed:
-            send = partial(self._post, self._node.push, tensor, gradient)
-            finite = encoder.encode(tensor, gradient, self.rank, self.clock, _stays if near else send)
-        elif shared is not None and not failed:
-            gradient = shared.take_in(tensor, gradient)
-        if near:
-            self._written.append(tensor)  # it is where it must be; the servers are told at the end of the step
-        elif encoder is None or failed:
-            self._post(self._node.push, tensor, gradient, *blocks_of_tensor(self._spec)[tensor])
-        return finite
+        return self._pushes.push(self._spec, tensor, gradient)
 
     def restart(self) -> None:
         """Forget what was pushed for this clock; push everything again."""
         self.finish_step()
-        self._written.clear()
-        if self._node.encoder is not None:
-            self._node.encoder.restart()
+        self._pushes.restart()
         self._post(self._node.event, s.Restart())
 
     def rescale(self, multiplier: float) -> bool:
         """Say what this step's gradients will be multiplied by; True: push all of them again, after a restart()."""
         self.finish_step()
-        return self._node.encoder is not None and self._node.encoder.rescale(multiplier)
+        return self._pushes.rescale(multiplier)
 
     def step(
         self, rates: Sequence[float], multiplier: float = 1.0, void: bool = False, samples: int | None = None
@@ -312,66 +272,36 @@ class Worker:
         count = samples if samples is not None else self.count
         leases = tuple(lease.identity for lease in self._leases)
         self._leases = []
-        if self._node.encoder is not None:
-            if void or not (count or self._node.session.group):
-                self._node.encoder.restart()  # nobody will use it
-            else:
-                self._node.encoder.seal(self._node.session.incarnation, self.clock)
+        written = self._pushes.seal(used=not void and bool(count or self._node.session.group))
         finish = s.Finish(count, leases, tuple(rates), multiplier, void, steps=steps)
-        written, self._written = self._written, []
         self._check_open()
-        answer: Future[k.Effect] = Future()
-        self._pending = answer
-        self._post(self._node.finish, written, finish, answer)
+        self._post(self._node.finish, written, finish, self._step.begin())
 
     @property
     def stepping(self) -> bool:
         """Whether a step was begun, and its end not seen yet."""
-        return self._pending is not None
+        return self._step.under_way
 
     @property
     def arrived(self) -> bool:
         """Whether finish_step() would return at once."""
-        return self._pending is None or self._pending.done()
+        return self._step.arrived
 
     def await_staged(self) -> None:
         """Wait until the gradients of the step that was begun may be changed, unless they lie in shared memory."""
-        if self._pending is not None and not self._all_near:
-            pending, progress = self._pending, self._node.progress
-            progress.wait_for(lambda: progress.staged or pending.done())
+        if not self._pushes.all_near:
+            self._step.await_staged()
 
     def await_tensors(self, tensors: Iterable[int]) -> None:
         """Wait until these tensors' parameters of the step that was begun are in place (raises as step() does)."""
-        if self._pending is None:
-            return
-        assert self._spec is not None
-        blocks = {block for tensor in tensors for block in blocks_of_tensor(self._spec)[tensor]}
-        pending, progress = self._pending, self._node.progress
-        progress.wait_for(lambda: blocks <= progress.arrived or pending.done())
-        if pending.done():
-            self.finish_step()
+        if self._step.under_way:
+            assert self._spec is not None
+            every = blocks_of_tensor(self._spec)
+            self._step.await_blocks({block for tensor in tensors for block in every[tensor]})
 
     def finish_step(self) -> k.Fresh | None:
         """Wait for the end of the step that was begun; None: there is none."""
-        if not self.stepping:
-            return None
-        with self._ending:  # gradients may come from several of autograd's threads: all of them wait
-            pending = self._pending
-            try:
-                fresh = self._wait(pending) if pending is not None else None
-            finally:
-                self._pending = None
-            if fresh is None:
-                return None
-            self._node.progress.end()
-            assert isinstance(fresh, k.Fresh)
-            if self._node.encoder is not None:
-                self._node.encoder.end(fresh.committed)
-            if self._ahead is not None:
-                (dataset, lease), self._ahead = self._ahead, None
-                answer = self._ask(s.Take(dataset, lease.epoch))
-                assert answer == k.Leased(lease), "the lease that came with word of the commit is the next one"
-            return fresh
+        return self._step.finish()
 
     def next_data_epoch(self) -> int:
         """The number of this worker's next pass over the training set, from 0."""
@@ -380,20 +310,14 @@ class Worker:
 
     def lease(self, dataset: Dataset, epoch: int) -> Lease | None:
         """Wait for samples of data epoch `epoch`; None: every sample of it is committed (by someone)."""
-        if self._pending is not None and self._ahead is None:
-            pending, progress = self._pending, self._node.progress
-            progress.wait_for(lambda: progress.lease is not None or pending.done())
-            ahead = progress.lease
-            if not pending.done() and ahead is not None and ahead.epoch == epoch:
-                # Its parameters are still on their way: the session hands it out when they are there.
-                self._ahead = dataset, ahead
-                self._leases.append(ahead)
-                return ahead
-        answer = self._ask(s.Take(dataset, epoch))
-        assert isinstance(answer, k.Leased)
-        if answer.lease is not None:
-            self._leases.append(answer.lease)
-        return answer.lease
+        lease = self._step.lease_ahead(dataset, epoch)
+        if lease is None:
+            answer = self._ask(s.Take(dataset, epoch))
+            assert isinstance(answer, k.Leased)
+            lease = answer.lease
+        if lease is not None:
+            self._leases.append(lease)
+        return lease
 
     def report(self, figures: Mapping[str, float]) -> None:
         """Show these figures in `shoal status` (ConfigurationError for what is no number)."""
@@ -481,14 +405,6 @@ class Worker:
 
     # --- helpers ------------------------------------------------------------------------------
 
-    def _inherit(self, clock: int) -> None:
-        """Go on with what codecs had lost when an earlier life of this worker ended, or when the snapshot was taken."""
-        encoder, source = self._node.encoder, self.resumed_from
-        if encoder is None or encoder.adopt(self._node.session.used) or not encoder.keeps:
-            return
-        if source is not None and read_manifest(source).clock + 1 == clock:
-            encoder.load(read_lost(source, self.rank))
-
     def _post(self, function: Any, *arguments: object) -> None:
         if not self._closed:  # a model that is used on may still compute gradients: they go nowhere
             self._thread.loop.call_soon_threadsafe(function, *arguments)
@@ -518,10 +434,6 @@ class Worker:
         self._thread.call(self._node.close())
         if self._owns_thread:
             self._thread.stop()
-
-
-def _stays(block: int) -> None:
-    """An encoded block that is where it must be."""
 
 
 def _number(name: str, value: object) -> float:

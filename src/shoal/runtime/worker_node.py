@@ -14,19 +14,21 @@ from concurrent.futures import Future
 from dataclasses import replace
 
 from shoal import errors
+from shoal.codec.codec import packs, pulls
 from shoal.config import Job
 from shoal.core import machine as k
 from shoal.core import session as s
+from shoal.core.shared import lay_out_shared
 from shoal.errors import ProtocolError, ShoalError, SnapshotError
-from shoal.placement import blocks_of_tensor, cut
+from shoal.placement import blocks_of_tensor, cut, owned
 from shoal.runtime.decoder import Decoder
 from shoal.runtime.encoder import Encoder
 from shoal.runtime.node import Node
 from shoal.runtime.progress import Progress
 from shoal.runtime.shared import Bytes, SharedMemory, same_memory
-from shoal.storage.snapshot import write_lost
+from shoal.storage.snapshot import read_lost, read_manifest, write_lost
 from shoal.transport import ALTERNATIVE, Wrap, unwrapped
-from shoal.vocabulary import COORDINATOR, ITEM_BYTES, node_number, server_name, worker_name
+from shoal.vocabulary import COORDINATOR, ITEM_BYTES, TableSpec, node_number, server_name, worker_name
 from shoal.wire import messages as m
 from shoal.wire.framing import Buffer
 from shoal.wire.gradient import WHOLE
@@ -86,6 +88,36 @@ class WorkerNode(Node):
                 f"with SHOAL_TRANSPORT=tcp; with SHOAL_TRANSPORT=auto such servers are reached over tcp"
             )
         return near
+
+    def prepare(self, spec: TableSpec, group: tuple[tuple[int, int], ...], estate: int | None) -> tuple[int, ...]:
+        """Have what this table needs, before the session hears of it; returns the shards to share memory with.
+
+        group, estate: as worker.py has them.
+        """
+        near, shards = self.near(), len(self.session.couriers.servers)
+        layout = lay_out_shared(spec, shards) if near and not group else None
+        if layout is not None:
+            self.shared = SharedMemory(layout)
+        if packs(spec):
+            memory = None if self.shared is None else self.shared.arena.memory
+            part = group.index((self.session.worker, self.session.incarnation)) if group else 0
+            mine = owned(spec, part, max(1, len(group)))
+            self.encoder = Encoder(spec, memory, estate, frozenset(mine))
+            self.session.recollection.keeps = self.encoder.keeps
+        if pulls(spec):
+            self.decoder = Decoder(spec)
+        return near if layout is not None else ()
+
+    def inherit(self, source: str | None, clock: int) -> None:
+        """Go on with what codecs had lost when an earlier life of this worker ended, or when the snapshot was taken.
+
+        source: the snapshot that the job began from. clock: that this worker begins with.
+        """
+        encoder = self.encoder
+        if encoder is None or encoder.adopt(self.session.used) or not encoder.keeps:
+            return
+        if source is not None and read_manifest(source).clock + 1 == clock:
+            encoder.load(read_lost(source, self.session.worker))
 
     def bind(self, parameters: Sequence[Bytes], initial: Sequence[Bytes]) -> None:
         self.parameters, self.initial = parameters, initial

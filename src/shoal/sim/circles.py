@@ -63,7 +63,7 @@ class Circles:
         letter = Met(tuple(circle.lives[rank].identity for rank in circle.ranks))
         for mate in circle.lives.values():
             mate.letters.append(letter)
-            self._world.at(self._world.now + 1, partial(self._world.resume, mate))
+            self._world.at(self._world.now + 1, partial(self._world.workers.resume, mate))
 
     def tear(self, life: Life, span: tuple[int, int]) -> None:
         """A rank has died: the launcher ends the others, and starts all of them again."""
@@ -74,14 +74,14 @@ class Circles:
         circle.torn = True
         world.figures.torn += 1
         for rank in circle.ranks:
-            world.starting += 1
+            world.workers.starting += 1
             when = world.now + self._rng.randint(*KILL_MS) + self._rng.randint(*span)
             world.at(when, partial(self._again, circle, rank))
 
     def _again(self, circle: Circle, rank: int) -> None:
         world, life = self._world, circle.lives.get(rank)
-        if life is not None and world.lives.get(rank) is life:
-            world.end(life, "is killed with its group")
+        if life is not None and world.workers.lives.get(rank) is life:
+            world.workers.end(life, "is killed with its group")
             for peer in [COORDINATOR, *(server.name for server in world.servers)]:
                 world.after((0, 30), partial(world.notice, peer, k.Lost(life.name)))
-        world.start(rank)
+        world.workers.start(rank)

@@ -12,9 +12,11 @@ from collections.abc import Callable
 import msgspec
 
 from shoal.core import machine as k
+from shoal.sim import facts as f
 from shoal.sim import rules
-from shoal.sim import trace as t
 from shoal.sim.feedback import Taken
+from shoal.sim.symbols import FORGED, States
+from shoal.sim.trace import Trace
 from shoal.vocabulary import NO_AGE_MAX, Contributor
 from shoal.wire import messages as m
 
@@ -30,7 +32,7 @@ class Violation(Exception):
         self.complaint = complaint
 
 
-def check(trace: t.Trace, fact: t.Fact) -> None:
+def check(trace: Trace, fact: f.Fact) -> None:
     """Ask every invariant that is concerned with this kind of fact (Violation if one does not hold)."""
     for name, invariant in CONCERNED[type(fact)]:
         complaint = invariant(trace, fact)
@@ -41,10 +43,10 @@ def check(trace: t.Trace, fact: t.Fact) -> None:
 # --- Atomic: a commit is applied on all shards with the same contributors -------------------------
 
 
-def one_log(trace: t.Trace, fact: t.Fact) -> Complaint:
+def one_log(trace: Trace, fact: f.Fact) -> Complaint:
     """The coordinator never changes an entry, and skips none."""
     match fact:
-        case t.Said(message=m.Commit() as commit):
+        case f.Said(message=m.Commit() as commit):
             if commit.seq > len(trace.log) + 1:
                 return f"the coordinator sent entry {commit.seq} before entry {len(trace.log) + 1}"
             known = trace.log[commit.seq - 1] if commit.seq <= len(trace.log) else commit
@@ -53,10 +55,10 @@ def one_log(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
-def whole_contributions(trace: t.Trace, fact: t.Fact) -> Complaint:
+def whole_contributions(trace: Trace, fact: f.Fact) -> Complaint:
     """A shard combines exactly what the workers pushed, block by block."""
     match fact:
-        case t.Performed(shard=shard, task=task, staged=staged, states=states):
+        case f.Performed(shard=shard, task=task, staged=staged, states=states):
             for contributor, tags in staged.items():
                 pushed = trace.finished.get(contributor)
                 if pushed is None:
@@ -70,10 +72,10 @@ def whole_contributions(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
-def same_entry(trace: t.Trace, fact: t.Fact) -> Complaint:
+def same_entry(trace: Trace, fact: f.Fact) -> Complaint:
     """A shard applies what the log says: the same contributors, weights and rates."""
     match fact:
-        case t.Performed(shard=shard, task=task):
+        case f.Performed(shard=shard, task=task):
             if task.seq > len(trace.log):
                 return f"server {shard} works on commit {task.seq}, but the log has {len(trace.log)} entries"
             entry = trace.log[task.seq - 1]
@@ -88,10 +90,10 @@ def same_entry(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
-def whole_groups(trace: t.Trace, fact: t.Fact) -> Complaint:
+def whole_groups(trace: Trace, fact: f.Fact) -> Complaint:
     """A commit settles all ranks of a group at one clock, or none, and combines all or none."""
     match fact:
-        case t.Said(message=m.Commit(seq=seq) as commit) if seq == len(trace.log) + 1 and commit.kind != "seed":
+        case f.Said(message=m.Commit(seq=seq) as commit) if seq == len(trace.log) + 1 and commit.kind != "seed":
             combined = {(item.contributor.worker, item.contributor.incarnation) for item in commit.contributors}
             closed = {(worker, incarnation): clock for worker, incarnation, clock in commit.closes}
             for who in closed:
@@ -106,9 +108,9 @@ def whole_groups(trace: t.Trace, fact: t.Fact) -> Complaint:
 # --- Exactly once: a contribution is in at most one commit ----------------------------------------
 
 
-def committed_once(trace: t.Trace, fact: t.Fact) -> Complaint:
+def committed_once(trace: Trace, fact: f.Fact) -> Complaint:
     match fact:
-        case t.Said(message=m.Commit(seq=seq, contributors=contributors)) if seq == len(trace.log) + 1:
+        case f.Said(message=m.Commit(seq=seq, contributors=contributors)) if seq == len(trace.log) + 1:
             for item in contributors:
                 who = item.contributor
                 earlier = [seq for other, seq in trace.committed.items() if _step(other) == _step(who)]
@@ -117,10 +119,10 @@ def committed_once(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
-def acknowledged_kept(trace: t.Trace, fact: t.Fact) -> Complaint:
+def acknowledged_kept(trace: Trace, fact: f.Fact) -> Complaint:
     """What a worker was told is committed is in the log, up to the version it was given."""
     match fact:
-        case t.Saw(finished=Contributor() as who, committed=True, version=version):
+        case f.Saw(finished=Contributor() as who, committed=True, version=version):
             ready = trace.ready.get(who)
             unit = trace.unit_ready(who)
             if (
@@ -135,10 +137,10 @@ def acknowledged_kept(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
-def acknowledged_dropped(trace: t.Trace, fact: t.Fact) -> Complaint:
+def acknowledged_dropped(trace: Trace, fact: f.Fact) -> Complaint:
     """What a worker was told is dropped is in no commit, and only a quorum or a bound on ages drops anything."""
     match fact:
-        case t.Saw(finished=Contributor() as who, committed=False):
+        case f.Saw(finished=Contributor() as who, committed=False):
             if who in trace.committed:
                 return f"{who} was told that it came too late, but is in commit {trace.committed[who]}"
             policies = trace.policies_until(who)
@@ -147,10 +149,10 @@ def acknowledged_dropped(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
-def saved_once(trace: t.Trace, fact: t.Fact) -> Complaint:
+def saved_once(trace: Trace, fact: f.Fact) -> Complaint:
     """A snapshot is written at one version, however often it is asked for."""
     match fact:
-        case t.Said(message=m.Commit(epoch=epoch, seq=seq, save=path)) if path and seq > len(trace.log):
+        case f.Said(message=m.Commit(epoch=epoch, seq=seq, save=path)) if path and seq > len(trace.log):
             # A new coordinator does not know who asked: it may have the same snapshot written again, also where it
             # has taken over, and repeats, the entry of one that nobody heeded any more.
             earlier = [e.seq for e in trace.log if e.save == path and e.epoch == epoch and e.seq > e.since]
@@ -162,10 +164,10 @@ def saved_once(trace: t.Trace, fact: t.Fact) -> Complaint:
 # --- Ordered: the state at version v is one consistent cut of the model -----------------------------
 
 
-def applied_in_order(trace: t.Trace, fact: t.Fact) -> Complaint:
+def applied_in_order(trace: Trace, fact: f.Fact) -> Complaint:
     """A shard skips no entry that changes parameters, and applies none twice."""
     match fact:
-        case t.Performed(shard=shard, task=k.Seed(seq=seq) | k.Apply(seq=seq)):
+        case f.Performed(shard=shard, task=k.Seed(seq=seq) | k.Apply(seq=seq)):
             last = trace.applied.get(shard, seq - 1)  # who came later took over at some version
             if seq <= last:
                 return f"server {shard} applies commit {seq} after commit {last}"
@@ -175,17 +177,17 @@ def applied_in_order(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
-def right_state(trace: t.Trace, fact: t.Fact) -> Complaint:
+def right_state(trace: Trace, fact: f.Fact) -> Complaint:
     """After a commit each block has the state that the whole history before it gives."""
     match fact:
-        case t.Performed(shard=shard, task=k.Seed(seq=seq) | k.Apply(seq=seq), states=states):
+        case f.Performed(shard=shard, task=k.Seed(seq=seq) | k.Apply(seq=seq), states=states):
             return _differing(trace, seq, states, f"server {shard} after commit {seq}")
     return None
 
 
-def published_cut(trace: t.Trace, fact: t.Fact) -> Complaint:
+def published_cut(trace: Trace, fact: f.Fact) -> Complaint:
     match fact:
-        case t.Published(shard=shard, effect=effect, states=states):
+        case f.Published(shard=shard, effect=effect, states=states):
             where = f"server {shard}, which publishes version {effect.version} to worker {effect.worker},"
             if effect.version > len(trace.log):
                 return f"{where} is ahead of the log of {len(trace.log)} entries"
@@ -193,10 +195,10 @@ def published_cut(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
-def seen_cut(trace: t.Trace, fact: t.Fact) -> Complaint:
+def seen_cut(trace: Trace, fact: f.Fact) -> Complaint:
     """A worker computes on parameters of one version, complete."""
     match fact:
-        case t.Saw(
+        case f.Saw(
             worker=worker, incarnation=incarnation, version=version, states=states, in_place=in_place, part=part
         ):
             if in_place and incarnation <= trace.fenced.get(worker, -1):
@@ -210,9 +212,9 @@ def seen_cut(trace: t.Trace, fact: t.Fact) -> Complaint:
 # --- Replicated: what is in the log, every replica can apply on its own ------------------------------
 
 
-def held_everywhere(trace: t.Trace, fact: t.Fact) -> Complaint:
+def held_everywhere(trace: Trace, fact: f.Fact) -> Complaint:
     match fact:
-        case t.Entered(seq=seq, lacking=lacking) if lacking:
+        case f.Entered(seq=seq, lacking=lacking) if lacking:
             return f"commit {seq} entered the log, but servers {list(lacking)} do not hold its sum"
     return None
 
@@ -220,25 +222,25 @@ def held_everywhere(trace: t.Trace, fact: t.Fact) -> Complaint:
 # --- One leader: the registry's word counts, and every leader knows when it is over ---------------------
 
 
-def epochs_grow(trace: t.Trace, fact: t.Fact) -> Complaint:
+def epochs_grow(trace: Trace, fact: f.Fact) -> Complaint:
     match fact:
-        case t.Led(epoch=epoch) if epoch <= trace.led:
+        case f.Led(epoch=epoch) if epoch <= trace.led:
             return f"the registry gave out epoch {epoch} after epoch {trace.led}"
     return None
 
 
-def silent_when_over(trace: t.Trace, fact: t.Fact) -> Complaint:
+def silent_when_over(trace: Trace, fact: f.Fact) -> Complaint:
     """A coordinator whose lease has run out says nothing more, whether it could hear of it or not."""
     match fact:
-        case t.Spoke(epoch=epoch, now=now, until=until) if now >= until:
+        case f.Spoke(epoch=epoch, now=now, until=until) if now >= until:
             return f"the coordinator of epoch {epoch} speaks at {now} ms, and its lease ended at {until} ms"
     return None
 
 
-def kept_by_the_leader(trace: t.Trace, fact: t.Fact) -> Complaint:
+def kept_by_the_leader(trace: Trace, fact: f.Fact) -> Complaint:
     """What the registry has of the placement never goes back."""
     match fact:
-        case t.Kept(epoch=epoch, view=view):
+        case f.Kept(epoch=epoch, view=view):
             if epoch != trace.led:
                 return f"the coordinator of epoch {epoch} wrote to the registry while that of {trace.led} led"
             if (epoch, view) <= trace.kept:
@@ -249,19 +251,19 @@ def kept_by_the_leader(trace: t.Trace, fact: t.Fact) -> Complaint:
 # --- Fenced: who is of the past changes nothing -----------------------------------------------------
 
 
-def nothing_forged(trace: t.Trace, fact: t.Fact) -> Complaint:
+def nothing_forged(trace: Trace, fact: f.Fact) -> Complaint:
     """No shard takes the word of an older epoch (the only one to use these numbers)."""
     match fact:
-        case t.Performed(shard=shard, task=k.Measure() | k.Apply() as task):
-            if t.FORGED in task.rates or any(t.FORGED in values for _, values in task.factors):
+        case f.Performed(shard=shard, task=k.Measure() | k.Apply() as task):
+            if FORGED in task.rates or any(FORGED in values for _, values in task.factors):
                 return f"server {shard} follows a coordinator of an older epoch: {task}"
     return None
 
 
-def nothing_after_fence(trace: t.Trace, fact: t.Fact) -> Complaint:
+def nothing_after_fence(trace: Trace, fact: f.Fact) -> Complaint:
     """No commit holds, and no release serves, an incarnation that was fenced or succeeded before."""
     match fact:
-        case t.Said(message=m.Commit() as commit) if commit.seq == len(trace.log) + 1:
+        case f.Said(message=m.Commit() as commit) if commit.seq == len(trace.log) + 1:
             named = [(item.contributor.worker, item.contributor.incarnation) for item in commit.contributors]
             for worker, incarnation in (*named, *commit.release):
                 who = f"commit {commit.seq} names worker {worker} of incarnation {incarnation}"
@@ -272,10 +274,10 @@ def nothing_after_fence(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
-def nothing_staged_after_fence(trace: t.Trace, fact: t.Fact) -> Complaint:
+def nothing_staged_after_fence(trace: Trace, fact: f.Fact) -> Complaint:
     """A shard takes nothing more from an incarnation once it has applied its fence."""
     match fact:
-        case t.Admitted(shard=shard, contributor=who, version=version):
+        case f.Admitted(shard=shard, contributor=who, version=version):
             for entry in trace.log[:version]:
                 for worker, incarnation in entry.fences:
                     if worker == who.worker and who.incarnation <= incarnation:
@@ -286,9 +288,9 @@ def nothing_staged_after_fence(trace: t.Trace, fact: t.Fact) -> Complaint:
 # --- Still: parameters do not change under a worker that computes on them where they lie -------------
 
 
-def nothing_moves(trace: t.Trace, fact: t.Fact) -> Complaint:
+def nothing_moves(trace: Trace, fact: f.Fact) -> Complaint:
     match fact:
-        case t.Performed(shard=shard, task=task, onlookers=onlookers):
+        case f.Performed(shard=shard, task=task, onlookers=onlookers):
             for worker, incarnation in onlookers:
                 if incarnation > trace.fenced.get(worker, -1):
                     return f"server {shard} applies commit {task.seq} while worker {worker} computes on its memory"
@@ -298,18 +300,18 @@ def nothing_moves(trace: t.Trace, fact: t.Fact) -> Complaint:
 # --- Memory: what is staged is freed, once and not too early ----------------------------------------
 
 
-def freed_late_enough(trace: t.Trace, fact: t.Fact) -> Complaint:
+def freed_late_enough(trace: Trace, fact: f.Fact) -> Complaint:
     match fact:
-        case t.Performed(shard=shard, task=task, staged=staged):
+        case f.Performed(shard=shard, task=task, staged=staged):
             for who in staged:
                 if (shard, who) in trace.freed:
                     return f"server {shard} uses {who} in commit {task.seq} after it freed it"
     return None
 
 
-def all_freed(trace: t.Trace, fact: t.Fact) -> Complaint:
+def all_freed(trace: Trace, fact: f.Fact) -> Complaint:
     match fact:
-        case t.Ended(staged=staged):
+        case f.Ended(staged=staged):
             for shard, contributors in staged.items():
                 if contributors:
                     return f"server {shard} still holds blocks of {contributors} when the job is over"
@@ -319,18 +321,18 @@ def all_freed(trace: t.Trace, fact: t.Fact) -> Complaint:
 # --- Fed back: what a codec loses of a gradient is in the next one, exactly once -----------------------
 
 
-def residual_fits(trace: t.Trace, fact: t.Fact) -> Complaint:
+def residual_fits(trace: Trace, fact: f.Fact) -> Complaint:
     """From what a worker goes on with, the codes were taken that the log took, and no others."""
     match fact:
-        case t.Fed(worker=worker, taken=taken):
+        case f.Fed(worker=worker, taken=taken):
             return _misfed(taken, trace.taken(worker), f"the residual that worker {worker} goes on with")
     return None
 
 
-def saved_residual_fits(trace: t.Trace, fact: t.Fact) -> Complaint:
+def saved_residual_fits(trace: Trace, fact: f.Fact) -> Complaint:
     """So it is in a snapshot, as of its version."""
     match fact:
-        case t.Saved(version=version, residuals=residuals):
+        case f.Saved(version=version, residuals=residuals):
             for found in residuals:
                 right = trace.taken(found.worker, version)
                 complaint = _misfed(
@@ -354,7 +356,7 @@ def _step(who: Contributor) -> tuple[int, int, int]:
     return who.worker, who.incarnation, who.clock
 
 
-def _differing(trace: t.Trace, version: int, states: t.States, where: str) -> Complaint:
+def _differing(trace: Trace, version: int, states: States, where: str) -> Complaint:
     right = trace.right_states(version)
     wrong = [block for block, state in states.items() if right[block] != state]
     if not wrong:
@@ -364,52 +366,52 @@ def _differing(trace: t.Trace, version: int, states: t.States, where: str) -> Co
     return f"{where} has wrong parameters of version {version}: the state of block {wrong[0]} {is_of}"
 
 
-Invariant = Callable[[t.Trace, t.Fact], Complaint]
+Invariant = Callable[[Trace, f.Fact], Complaint]
 
 INVARIANTS: tuple[tuple[str, Invariant, tuple[type[object], ...]], ...] = (
-    ("One leader", epochs_grow, (t.Led,)),
-    ("One leader", silent_when_over, (t.Spoke,)),
-    ("One leader", kept_by_the_leader, (t.Kept,)),
-    ("Fenced", nothing_forged, (t.Performed,)),
-    ("Fenced", nothing_after_fence, (t.Said,)),
-    ("Fenced", nothing_staged_after_fence, (t.Admitted,)),
-    ("Ordered", applied_in_order, (t.Performed,)),
-    ("Still", nothing_moves, (t.Performed,)),
-    ("Memory", freed_late_enough, (t.Performed,)),
-    ("Memory", all_freed, (t.Ended,)),
-    ("Atomic", one_log, (t.Said,)),
-    ("Atomic", whole_groups, (t.Said,)),
-    ("Atomic", same_entry, (t.Performed,)),
-    ("Atomic", whole_contributions, (t.Performed,)),
-    ("Replicated", held_everywhere, (t.Entered,)),
-    ("Quorum", rules.only_ready, (t.Said,)),
-    ("Quorum", rules.enough_workers, (t.Said,)),
-    ("Quorum", rules.fair_weights, (t.Said,)),
-    ("Grace", rules.grace_given, (t.Said,)),
-    ("Regime", rules.all_at_rest, (t.Said,)),
-    ("Paced", rules.no_faster_than_the_fastest, (t.Said,)),
-    ("Aged", rules.right_ages, (t.Said,)),
-    ("Aged", rules.none_too_old, (t.Said,)),
-    ("Aged", rules.all_ages_kept, (t.Ended,)),
-    ("Compensated", rules.right_base, (t.MadeUp,)),
-    ("Fed back", residual_fits, (t.Fed,)),
-    ("Fed back", saved_residual_fits, (t.Saved,)),
-    ("Bounded", rules.within_bound, (t.Said,)),
-    ("Bounded", rules.fresh_enough, (t.Saw,)),
-    ("Accounted", rules.leased_to_one, (t.Said,)),
-    ("Accounted", rules.counted_once, (t.Said,)),
-    ("Accounted", rules.none_forgotten, (t.Said,)),
-    ("Accounted", rules.over_when_done, (t.Said,)),
-    ("Accounted", rules.all_counted, (t.Ended,)),
-    ("Exactly once", committed_once, (t.Said,)),
-    ("Exactly once", acknowledged_kept, (t.Saw,)),
-    ("Exactly once", acknowledged_dropped, (t.Saw,)),
-    ("Exactly once", saved_once, (t.Said,)),
-    ("Ordered", right_state, (t.Performed,)),
-    ("Ordered", published_cut, (t.Published,)),
-    ("Ordered", seen_cut, (t.Saw,)),
+    ("One leader", epochs_grow, (f.Led,)),
+    ("One leader", silent_when_over, (f.Spoke,)),
+    ("One leader", kept_by_the_leader, (f.Kept,)),
+    ("Fenced", nothing_forged, (f.Performed,)),
+    ("Fenced", nothing_after_fence, (f.Said,)),
+    ("Fenced", nothing_staged_after_fence, (f.Admitted,)),
+    ("Ordered", applied_in_order, (f.Performed,)),
+    ("Still", nothing_moves, (f.Performed,)),
+    ("Memory", freed_late_enough, (f.Performed,)),
+    ("Memory", all_freed, (f.Ended,)),
+    ("Atomic", one_log, (f.Said,)),
+    ("Atomic", whole_groups, (f.Said,)),
+    ("Atomic", same_entry, (f.Performed,)),
+    ("Atomic", whole_contributions, (f.Performed,)),
+    ("Replicated", held_everywhere, (f.Entered,)),
+    ("Quorum", rules.only_ready, (f.Said,)),
+    ("Quorum", rules.enough_workers, (f.Said,)),
+    ("Quorum", rules.fair_weights, (f.Said,)),
+    ("Grace", rules.grace_given, (f.Said,)),
+    ("Regime", rules.all_at_rest, (f.Said,)),
+    ("Paced", rules.no_faster_than_the_fastest, (f.Said,)),
+    ("Aged", rules.right_ages, (f.Said,)),
+    ("Aged", rules.none_too_old, (f.Said,)),
+    ("Aged", rules.all_ages_kept, (f.Ended,)),
+    ("Compensated", rules.right_base, (f.MadeUp,)),
+    ("Fed back", residual_fits, (f.Fed,)),
+    ("Fed back", saved_residual_fits, (f.Saved,)),
+    ("Bounded", rules.within_bound, (f.Said,)),
+    ("Bounded", rules.fresh_enough, (f.Saw,)),
+    ("Accounted", rules.leased_to_one, (f.Said,)),
+    ("Accounted", rules.counted_once, (f.Said,)),
+    ("Accounted", rules.none_forgotten, (f.Said,)),
+    ("Accounted", rules.over_when_done, (f.Said,)),
+    ("Accounted", rules.all_counted, (f.Ended,)),
+    ("Exactly once", committed_once, (f.Said,)),
+    ("Exactly once", acknowledged_kept, (f.Saw,)),
+    ("Exactly once", acknowledged_dropped, (f.Saw,)),
+    ("Exactly once", saved_once, (f.Said,)),
+    ("Ordered", right_state, (f.Performed,)),
+    ("Ordered", published_cut, (f.Published,)),
+    ("Ordered", seen_cut, (f.Saw,)),
 )
 
 CONCERNED: dict[type[object], tuple[tuple[str, Invariant], ...]] = {
-    kind: tuple((name, invariant) for name, invariant, kinds in INVARIANTS if kind in kinds) for kind in t.FACTS
+    kind: tuple((name, invariant) for name, invariant, kinds in INVARIANTS if kind in kinds) for kind in f.FACTS
 }

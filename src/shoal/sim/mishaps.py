@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from shoal.core import machine as k
 from shoal.core.coordinator import RUNNING
-from shoal.sim import trace as t
 from shoal.sim.frozen import FOR_GOOD, PATIENCE_MS
 from shoal.sim.scenario import Change, Crash, Cut, Drain, Fall, Freeze, Loss
+from shoal.sim.symbols import FORGED
 from shoal.vocabulary import COORDINATOR, Weighted, node_number, server_name
 from shoal.wire import messages as m
 
@@ -57,28 +57,28 @@ class Mishaps:
 
     def _crash(self, crash: Crash) -> None:
         """SIGKILL: the process is gone; what it sent last may arrive late, or again."""
-        life = self._world.lives.get(crash.rank)
+        life = self._world.workers.lives.get(crash.rank)
         if life is None:
             return
         self._world.figures.crashes += 1
-        self._world.end(life, "is killed")
-        for target, message, payload, epoch in self._world.last_words[life.nonce]:
+        self._world.workers.end(life, "is killed")
+        for target, message, payload, epoch in self._world.workers.last_words[life.nonce]:
             if self._rng.random() < 0.5:
                 again = partial(self._world.pass_on, life.name, target, message, payload, epoch)
                 self._world.after(LATE_MS, again)
         if not crash.silent:
             for peer in self._peers():
                 self._world.after(NOTICE_MS, partial(self._world.notice, peer, k.Lost(life.name)))
-        needed = not self._world.lives and not self._world.starting or not self._world.trace.log
+        needed = not self._world.workers.lives and not self._world.workers.starting or not self._world.trace.log
         if crash.restart_after_ms is not None or needed or life.habits.group:
             wait = crash.restart_after_ms or 30
-            self._world.relaunch(life, (wait, wait))
+            self._world.workers.relaunch(life, (wait, wait))
 
     def _lose(self, loss: Loss) -> None:
         """SIGKILL of a server whose shard others have, too."""
         world = self._world
         living = list(world.servers)
-        if not living or world.headless or world.coordinator.phase != RUNNING:
+        if not living or world.coordinators.headless or world.coordinators.leader.phase != RUNNING:
             return
         server = living[loss.position % len(living)]
         if not world.servers.has_heir(server):
@@ -95,49 +95,49 @@ class Mishaps:
     def _drain(self, drain: Drain) -> None:
         """Somebody has a server's part given to another one."""
         world = self._world
-        placed = [] if world.headless else world.coordinator.replicas.servers
+        placed = [] if world.coordinators.headless else world.coordinators.leader.replicas.servers
         if placed and not world.frozen.leaderless:
             world.figures.drains += 1
             asked = m.Drain(server_name(placed[drain.position % len(placed)]))
-            world.step_coordinator(k.Received("visitor/1", asked))
+            world.coordinators.step(k.Received("visitor/1", asked))
             world.servers.start(within_ms=50)
 
     def _change(self, change: Change) -> None:
         """Somebody sets another policy, and asks twice now and then."""
         world = self._world
-        if world.headless or world.frozen.leaderless or world.coordinator.phase != RUNNING:
+        if world.coordinators.headless or world.frozen.leaderless or world.coordinators.leader.phase != RUNNING:
             return
         world.figures.changes += 1
         world.line("visitor/1", COORDINATOR, m.SetPolicy(change.policy))
         for _ in range(self._rng.choice([1, 2])):
-            world.step_coordinator(k.Received("visitor/1", m.SetPolicy(change.policy)))
+            world.coordinators.step(k.Received("visitor/1", m.SetPolicy(change.policy)))
 
     def _fall(self, fall: Fall) -> None:
         """The coordinator is killed; everybody loses it, and finds the one that takes its place."""
         world = self._world
-        if world.headless or world.frozen.until(COORDINATOR, world.now) is not None or not world.begun:
+        if world.coordinators.headless or world.frozen.until(COORDINATOR, world.now) is not None or not world.begun:
             return
-        if not world.recoverable:
+        if not world.coordinators.recoverable:
             return  # a second fault, before the first one is over
-        world.fall()
+        world.coordinators.fall()
         if world.succession.on:
             return  # a standby leads once the lease has run out
-        nodes = [*(life.name for life in world.lives.values()), *(server.name for server in world.servers)]
+        nodes = [*(life.name for life in world.workers), *(server.name for server in world.servers)]
         for node in nodes:
             world.after(NOTICE_MS, partial(world.notice, node, k.Lost(COORDINATOR)))
         world.at(world.now + fall.back_after_ms, self._rise)
 
     def _rise(self) -> None:
         world = self._world
-        world.rise(world.reign)
-        nodes = [*(life.name for life in world.lives.values()), *(server.name for server in world.servers)]
+        world.coordinators.rise(world.coordinators.reign)
+        nodes = [*(life.name for life in world.workers), *(server.name for server in world.servers)]
         for node in nodes:
             world.after(FOUND_MS, partial(world.notice, node, k.Regained(COORDINATOR)))
 
     def _freeze(self, freeze: Freeze) -> None:
         """SIGSTOP: the node does nothing; without a coordinator nobody may wait for ever."""
         world = self._world
-        known = freeze.node == COORDINATOR or node_number(freeze.node) in world.lives
+        known = freeze.node == COORDINATOR or node_number(freeze.node) in world.workers.lives
         if not known or world.frozen.leaderless:
             return
         world.figures.frozen += 1
@@ -171,11 +171,11 @@ class Mishaps:
         shard, older = server.shard, server.shard.epoch - 1
         if shard.spec is not None and shard.version > 0:
             self._world.figures.forged += 1
-            staged = tuple(Weighted(who, t.FORGED) for who in sorted(shard.staging.staged)[:2])
-            message: m.Message = m.Commit(older, shard.version + 1, "update", staged, rates=(t.FORGED,))
+            staged = tuple(Weighted(who, FORGED) for who in sorted(shard.staging.staged)[:2])
+            message: m.Message = m.Commit(older, shard.version + 1, "update", staged, rates=(FORGED,))
             progress = shard.progress
             if progress is not None and progress.norms is not None:
-                values = (t.FORGED,) * 2
+                values = (FORGED,) * 2
                 message = m.Factors(older, progress.commit.seq, progress.norms.phase, values)
             self._world.line("coordinator of an older epoch", server_name(server.index), message)
             self._world.arrive(COORDINATOR, server_name(server.index), message, {})

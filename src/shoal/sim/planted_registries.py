@@ -12,7 +12,7 @@ from shoal.core.coordinator import Coordinator
 from shoal.core.following import Following
 from shoal.core.shard import Shard
 from shoal.sim.registry import Registry
-from shoal.sim.trace import FORGED
+from shoal.sim.symbols import FORGED
 from shoal.wire import messages as m
 
 

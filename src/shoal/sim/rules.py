@@ -7,8 +7,9 @@ from collections import Counter
 
 from shoal.core.machine import UNKNOWN
 from shoal.policy import from_spec, rests
-from shoal.sim import trace as t
+from shoal.sim import facts as f
 from shoal.sim.books import lease_samples, samples
+from shoal.sim.trace import Trace, Unit
 from shoal.vocabulary import NO_AGE_MAX, SUM, TOKENS, Contributor, Lease, PolicySpec, Switch
 from shoal.wire import messages as m
 
@@ -17,10 +18,10 @@ Complaint = str | None
 # --- Paced: nobody takes more steps in a window than the fastest ---------------------------------------
 
 
-def no_faster_than_the_fastest(trace: t.Trace, fact: t.Fact) -> Complaint:
+def no_faster_than_the_fastest(trace: Trace, fact: f.Fact) -> Complaint:
     """A pace is a share of the fastest worker's speed, and never 0: a window has a step at least."""
     match fact:
-        case t.Said(message=m.Released(worker=worker, pace=pace)) if not 0 < pace <= 1:
+        case f.Said(message=m.Released(worker=worker, pace=pace)) if not 0 < pace <= 1:
             return f"worker {worker} is told that its pace is {pace:g} of the fastest worker's"
     return None
 
@@ -28,10 +29,10 @@ def no_faster_than_the_fastest(trace: t.Trace, fact: t.Fact) -> Complaint:
 # --- Quorum: a commit holds whom the policy wants in it, and only what is ready -----------------------
 
 
-def only_ready(trace: t.Trace, fact: t.Fact) -> Complaint:
+def only_ready(trace: Trace, fact: f.Fact) -> Complaint:
     """A commit takes a contribution only after its worker said that every block is staged."""
     match fact:
-        case t.Said(message=m.Commit(seq=seq, contributors=contributors)) if seq > len(trace.log):
+        case f.Said(message=m.Commit(seq=seq, contributors=contributors)) if seq > len(trace.log):
             for item in contributors:
                 if item.contributor not in trace.ready:
                     return f"commit {seq} takes {item.contributor}, which is not ready"
@@ -40,11 +41,11 @@ def only_ready(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
-def enough_workers(trace: t.Trace, fact: t.Fact) -> Complaint:
+def enough_workers(trace: Trace, fact: f.Fact) -> Complaint:
     """Sync settles one clock at a time, with the quorum of the members that work on it."""
     policy = trace.books.policy
     match fact:
-        case t.Said(message=m.Commit(seq=seq, kind="update") as commit) if seq > len(trace.log):
+        case f.Said(message=m.Commit(seq=seq, kind="update") as commit) if seq > len(trace.log):
             if not commit.closes:
                 return f"commit {seq} settles no contribution"
             if policy.kind not in ("sync", "decoupled"):
@@ -60,10 +61,10 @@ def enough_workers(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
-def grace_given(trace: t.Trace, fact: t.Fact) -> Complaint:
+def grace_given(trace: Trace, fact: f.Fact) -> Complaint:
     """Nobody is left behind before its grace is over, which begins when enough are ready."""
     match fact:
-        case t.Said(message=m.Commit(seq=seq, kind="update") as commit, at_ms=at_ms) if seq > len(trace.log):
+        case f.Said(message=m.Commit(seq=seq, kind="update") as commit, at_ms=at_ms) if seq > len(trace.log):
             policy = trace.books.policy
             closing, members = _closing(trace, commit)
             if not policy.grace or closing == members:
@@ -76,7 +77,7 @@ def grace_given(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
-def _closing(trace: t.Trace, commit: m.Commit) -> tuple[set[t.Unit], set[t.Unit]]:
+def _closing(trace: Trace, commit: m.Commit) -> tuple[set[Unit], set[Unit]]:
     """The units whose contributions a commit settles, and all that policies count. Without a common clock, those that
     have come to rest bring nothing more."""
     closing = {trace.unit(worker, incarnation) for worker, incarnation, _ in commit.closes}
@@ -89,21 +90,21 @@ def _who(contributor: Contributor) -> tuple[int, int]:
     return contributor.worker, contributor.incarnation
 
 
-def _counts(trace: t.Trace, unit: list[m.Ready]) -> float:
+def _counts(trace: Trace, unit: list[m.Ready]) -> float:
     samples = sum(ready.samples for ready in unit)
     return samples**2 / max(ready.steps for ready in unit) if trace.spec.reduction == TOKENS else samples
 
 
-def _needed(policy: PolicySpec, members: set[t.Unit]) -> int:
+def _needed(policy: PolicySpec, members: set[Unit]) -> int:
     if policy.kind == "decoupled":
         return min(int(policy.quorum), len(members))
     return math.ceil(policy.quorum * len(members) - 1e-9)
 
 
-def fair_weights(trace: t.Trace, fact: t.Fact) -> Complaint:
+def fair_weights(trace: Trace, fact: f.Fact) -> Complaint:
     """Contributions are weighed by their share of the commit's samples, and by their age, in worker order."""
     match fact:
-        case t.Said(message=m.Commit(seq=seq, kind="update") as commit) if seq > len(trace.log):
+        case f.Said(message=m.Commit(seq=seq, kind="update") as commit) if seq > len(trace.log):
             readies = [trace.ready[item.contributor] for item in commit.contributors]
             unit_of = {ready.contributor: trace.unit(*_who(ready.contributor)) for ready in readies}
             mates_in = {
@@ -136,10 +137,10 @@ def fair_weights(trace: t.Trace, fact: t.Fact) -> Complaint:
 # --- Regime: a policy takes over when nobody works under the one before -------------------------------
 
 
-def all_at_rest(trace: t.Trace, fact: t.Fact) -> Complaint:
+def all_at_rest(trace: Trace, fact: f.Fact) -> Complaint:
     """Where clocks or memory change their meaning, no contribution of the old policy is under way any more."""
     match fact:
-        case t.Said(message=m.Commit(seq=seq, switch=Switch(policy=policy))) if seq > len(trace.log):
+        case f.Said(message=m.Commit(seq=seq, switch=Switch(policy=policy))) if seq > len(trace.log):
             before = from_spec(trace.books.policy)
             if not rests(before, from_spec(policy)):
                 return None
@@ -153,20 +154,20 @@ def all_at_rest(trace: t.Trace, fact: t.Fact) -> Complaint:
 # --- Aged: it is known how old a contribution is ------------------------------------------------------
 
 
-def right_ages(trace: t.Trace, fact: t.Fact) -> Complaint:
+def right_ages(trace: Trace, fact: f.Fact) -> Complaint:
     """An entry says of each contribution that it settles how many updates it is behind."""
     match fact:
-        case t.Said(message=m.Commit(seq=seq) as commit) if seq > len(trace.log) and commit.kind != "seed":
+        case f.Said(message=m.Commit(seq=seq) as commit) if seq > len(trace.log) and commit.kind != "seed":
             right = tuple(trace.age(*who, seq) for who in commit.closes)
             if commit.ages != right:
                 return f"commit {seq} settles {commit.closes} as {commit.ages} updates old, but they are {right}"
     return None
 
 
-def none_too_old(trace: t.Trace, fact: t.Fact) -> Complaint:
+def none_too_old(trace: Trace, fact: f.Fact) -> Complaint:
     """A contribution above the bound is not combined, and no other one is dropped for its age."""
     match fact:
-        case t.Said(message=m.Commit(seq=seq) as commit) if seq > len(trace.log) and commit.kind != "seed":
+        case f.Said(message=m.Commit(seq=seq) as commit) if seq > len(trace.log) and commit.kind != "seed":
             policy = trace.books.policy
             bound = math.inf if policy.age_max == NO_AGE_MAX else policy.age_max
             for item in commit.contributors:
@@ -179,10 +180,10 @@ def none_too_old(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
-def all_ages_kept(trace: t.Trace, fact: t.Fact) -> Complaint:
+def all_ages_kept(trace: Trace, fact: f.Fact) -> Complaint:
     """At the end the ages of all contributions are known, whoever coordinated when they came."""
     match fact:
-        case t.Ended(ages=ages, dropped=dropped):
+        case f.Ended(ages=ages, dropped=dropped):
             found, late = Counter[int](), 0
             for entry in trace.log:
                 combined = {item.contributor.worker for item in entry.contributors}
@@ -193,7 +194,7 @@ def all_ages_kept(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
-def _base(trace: t.Trace, worker: int, incarnation: int, clock: int) -> int:
+def _base(trace: Trace, worker: int, incarnation: int, clock: int) -> int:
     """The last update in what this worker computed on."""
     version = trace.computed_on[worker, incarnation, clock]
     return max((entry.seq for entry in trace.log[:version] if entry.contributors), default=0)
@@ -202,11 +203,11 @@ def _base(trace: t.Trace, worker: int, incarnation: int, clock: int) -> int:
 # --- Compensated: a gradient is made up for from what its worker was given ----------------------------
 
 
-def right_base(trace: t.Trace, fact: t.Fact) -> Complaint:
+def right_base(trace: Trace, fact: f.Fact) -> Complaint:
     """The base is the last update in what the worker computed on, and its copy is of that. A server whose shard nobody
     else holds has it; one that has taken another's place may not."""
     match fact:
-        case t.MadeUp(shard=shard, contributor=who, base=base, then=then, alone=alone):
+        case f.MadeUp(shard=shard, contributor=who, base=base, then=then, alone=alone):
             bases = {_base(trace, *mate, who.clock) for mate in trace.unit(who.worker, who.incarnation)}
             if len(bases) > 1:  # a rank of a group was given its part anew, and others' updates had gone on
                 return None if base == UNKNOWN else f"server {shard} takes {base} for the base of {who}, one of {bases}"
@@ -224,10 +225,10 @@ def right_base(trace: t.Trace, fact: t.Fact) -> Complaint:
 # --- Bounded: no worker goes on without what it must have seen ---------------------------------------
 
 
-def within_bound(trace: t.Trace, fact: t.Fact) -> Complaint:
+def within_bound(trace: Trace, fact: f.Fact) -> Complaint:
     """A worker starts clock c only with every contribution of busy members for clocks before c - staleness."""
     match fact:
-        case t.Said(message=m.Released() as released) if trace.books.policy.kind == "bounded":
+        case f.Said(message=m.Released() as released) if trace.books.policy.kind == "bounded":
             seat = trace.books.seats.get(released.worker)
             if seat is not None and seat.incarnation == released.incarnation and seat.released >= released.next_clock:
                 return None  # a repetition
@@ -241,10 +242,10 @@ def within_bound(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
-def fresh_enough(trace: t.Trace, fact: t.Fact) -> Complaint:
+def fresh_enough(trace: Trace, fact: f.Fact) -> Complaint:
     """A worker never goes on with an older version than the one it was released with."""
     match fact:
-        case t.Saw(worker=worker, incarnation=incarnation, version=version, clock=clock):
+        case f.Saw(worker=worker, incarnation=incarnation, version=version, clock=clock):
             least = trace.books.least.get((worker, incarnation, clock), 0)
             if version < least:
                 return f"worker {worker} goes on to clock {clock} with version {version}, released with {least}"
@@ -258,10 +259,10 @@ def fresh_enough(trace: t.Trace, fact: t.Fact) -> Complaint:
 # --- Accounted: each sample of a data epoch is in exactly one commit ----------------------------------
 
 
-def counted_once(trace: t.Trace, fact: t.Fact) -> Complaint:
+def counted_once(trace: Trace, fact: f.Fact) -> Complaint:
     """A commit accounts for samples that are in no commit yet, and only for its contributors' own."""
     match fact:
-        case t.Said(message=m.Commit(seq=seq) as commit) if seq > len(trace.log):
+        case f.Said(message=m.Commit(seq=seq) as commit) if seq > len(trace.log):
             closing = {(worker, incarnation) for worker, incarnation, _ in commit.closes}
             listed = list(samples(commit.samples))
             if len(set(listed)) < len(listed):
@@ -275,10 +276,10 @@ def counted_once(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
-def none_forgotten(trace: t.Trace, fact: t.Fact) -> Complaint:
+def none_forgotten(trace: Trace, fact: f.Fact) -> Complaint:
     """A contribution that enters the log takes all the samples along that its worker held for it."""
     match fact:
-        case t.Said(message=m.Commit(seq=seq, kind="update") as commit) if seq > len(trace.log):
+        case f.Said(message=m.Commit(seq=seq, kind="update") as commit) if seq > len(trace.log):
             listed = set(samples(commit.samples))
             for item in commit.contributors:
                 for identity in trace.ready[item.contributor].leases:
@@ -290,11 +291,11 @@ def none_forgotten(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
-def leased_to_one(trace: t.Trace, fact: t.Fact) -> Complaint:
+def leased_to_one(trace: Trace, fact: f.Fact) -> Complaint:
     """A sample is leased to one living worker at a time, and not after it was committed."""
     lease: Lease | None = None
     match fact:
-        case t.Said(message=m.Granted() | m.Released() as answer):
+        case f.Said(message=m.Granted() | m.Released() as answer):
             lease = answer.lease
     if lease is None or lease.identity in trace.books.granted:
         return None
@@ -307,11 +308,11 @@ def leased_to_one(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
-def over_when_done(trace: t.Trace, fact: t.Fact) -> Complaint:
+def over_when_done(trace: Trace, fact: f.Fact) -> Complaint:
     """A data epoch is over for a worker when all samples are committed, but those it holds for its next step
     and those of others that wait, as it did: they will be told next."""
     match fact:
-        case t.Said(message=m.Granted(worker=worker, epoch=epoch, number=number, lease=None)):
+        case f.Said(message=m.Granted(worker=worker, epoch=epoch, number=number, lease=None)):
             seat = trace.books.seats.get(worker)
             if seat is None or seat.asked is None or not seat.waits or seat.asked.number != number:
                 return None  # a repetition
@@ -328,13 +329,13 @@ def over_when_done(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
-def all_counted(trace: t.Trace, fact: t.Fact) -> Complaint:
+def all_counted(trace: Trace, fact: f.Fact) -> Complaint:
     """At the end, every sample of a data epoch that is over is in a commit.
 
     The one exception: a worker that was told so died with its last step, when nobody was left to take over.
     """
     match fact:
-        case t.Ended():
+        case f.Ended():
             for epoch in sorted(trace.books.over):
                 for position in range(trace.books.sizes[epoch]):
                     if (epoch, position) in trace.books.accounted:
@@ -347,5 +348,5 @@ def all_counted(trace: t.Trace, fact: t.Fact) -> Complaint:
     return None
 
 
-def _age(trace: t.Trace, who: Contributor, seq: int) -> int:
+def _age(trace: Trace, who: Contributor, seq: int) -> int:
     return trace.age(who.worker, who.incarnation, who.clock, seq)

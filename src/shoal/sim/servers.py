@@ -12,8 +12,10 @@ from shoal.core import machine as k
 from shoal.core import shard as sh
 from shoal.core.shard import Shard
 from shoal.errors import ProtocolError
-from shoal.sim import trace as t
+from shoal.sim import facts as f
 from shoal.sim.invariants import Violation
+from shoal.sim.store import Arena, Store
+from shoal.sim.symbols import Tag
 from shoal.vocabulary import Contributor, Weighted, server_name, worker_name
 from shoal.wire import messages as m
 from shoal.wire.gradient import WHOLE
@@ -37,7 +39,7 @@ class Server:
 
     index: int
     shard: Shard
-    store: t.Store
+    store: Store
     gone: bool = False  # it gave up, or was killed
 
     @property
@@ -52,6 +54,7 @@ class Servers:
     world: World
     rng: Random
     every: list[Server] = field(default_factory=list)
+    heard_at: dict[str, int] = field(default_factory=dict)  # by server: its last sign of life that arrived
 
     def __getitem__(self, index: int) -> Server:
         return self.every[index]
@@ -63,9 +66,9 @@ class Servers:
         """Another server process."""
         world, index = self.world, len(self.every)
         scenario = world.scenario
-        server = Server(index, world.machines.shard(index, scenario.job.limits), t.Store(scenario.spec))
+        server = Server(index, world.machines.shard(index, scenario.job.limits), Store(scenario.spec))
         self.every.append(server)
-        world.heard_at[server.name] = world.now
+        self.heard_at[server.name] = world.now
         world.succession.joined(server.name)
         world.at(world.now + self.rng.randint(0, scenario.job.limits.tick_ms), partial(self._tick, server))
         opened = sh.Open(f"simulated:{index}", pid=100 + index, host=f"host {index % 3}")
@@ -79,7 +82,7 @@ class Servers:
     def has_heir(self, server: Server) -> bool:
         """Whether another server has all of its shard, and is not about to be taken for dead."""
         world, shard = self.world, server.shard.replica.shard
-        replicas, limits = world.coordinator.replicas, world.scenario.job.limits
+        replicas, limits = world.coordinators.leader.replicas, world.scenario.job.limits
         if replicas.shard(server.index) < 0:
             return True
         return any(
@@ -87,10 +90,19 @@ class Servers:
             and other is not server
             and other.index in replicas.chains[shard]
             and other.index not in replicas.filling
-            and world.now - world.heard_at[other.name] < limits.lease_ms // 2
+            and world.now - self.heard_at[other.name] < limits.lease_ms // 2
             and world.frozen.until(other.name, world.now) is None
             for other in self.every
         )
+
+    def heard(self, source: str, message: m.Message) -> None:
+        """A message has come from this node, which may be a server."""
+        if source in self.heard_at and isinstance(message, m.Heartbeat | m.Register):
+            self.heard_at[source] = self.world.now
+
+    def is_silent(self, server: Server) -> bool:
+        """Whether it has given no sign of life for so long that it may be taken for dead."""
+        return self.world.now - self.heard_at[server.name] >= self.world.scenario.job.limits.lease_ms
 
     def _tick(self, server: Server) -> None:
         world = self.world
@@ -136,7 +148,7 @@ class Servers:
                     world.after(WRITE_MS, partial(self.step, server, k.Written(seq, f"{path}/{seq}")))
                 case k.Free(contributors=contributors):
                     world.line(name, "", effect)
-                    world.note(t.Freed(server.index, contributors))
+                    world.note(f.Freed(server.index, contributors))
                     server.store.free(contributors)
                 case k.Halt(reason=reason):
                     self._halt(server, reason)
@@ -149,14 +161,15 @@ class Servers:
     def _halt(self, server: Server, reason: str) -> None:
         """A server gives up: right only if the coordinator was silent, or gave its part to another."""
         world = self.world
-        coordinators = (world.coordinator, *world.reigns.values())  # one that leads no more may have let it go before
-        out = any(server.index in coordinator.replicas.gone for coordinator in coordinators)
+        # One that leads no more may have let it go before.
+        machines = (world.coordinators.leader, *world.coordinators.reigns.values())
+        out = any(server.index in coordinator.replicas.gone for coordinator in machines)
         if not out and not world.frozen.may_give_up(server.name, world.now):
             raise Violation("Progress", f"{server.name} gave up: {reason}")
         world.line(server.name, "", f"gives up: {reason}")
         world.figures.silent += 1
         self.kill(server)
-        world.step_coordinator(k.Lost(server.name))
+        world.coordinators.step(k.Lost(server.name))
         if out and reason and not world.frozen.leaderless:
             self.start(within_ms=200)
 
@@ -168,7 +181,7 @@ class Servers:
         match message:
             case m.Stage():
                 self._admit_stage(server, message, payload)
-            case m.Attach(worker=worker, incarnation=incarnation) if isinstance(payload, t.Arena):
+            case m.Attach(worker=worker, incarnation=incarnation) if isinstance(payload, Arena):
                 store.lent[worker, incarnation] = payload
             case m.Forward(in_place=True):
                 store.lent.update(payload)
@@ -181,7 +194,7 @@ class Servers:
     def _admit_stage(self, server: Server, message: m.Stage, payload: Payload) -> None:
         try:
             if server.shard.admits(message):
-                self.world.note(t.Admitted(server.index, message.contributor, server.shard.version))
+                self.world.note(f.Admitted(server.index, message.contributor, server.shard.version))
                 server.store.stage(message.contributor, message.blocks, payload)
         except ProtocolError as error:
             raise Violation("Progress", f"{server.name} refused a push: {error}") from None
@@ -189,7 +202,7 @@ class Servers:
     def _publish(self, server: Server, effect: k.Publish) -> None:
         """Send the blocks as they are now, in frames of random size."""
         states = {block: server.store.states.get(block, 0) for block in effect.blocks}  # 0: it does not have it
-        self.world.note(t.Published(server.index, effect, states))
+        self.world.note(f.Published(server.index, effect, states))
         near = server.shard.readers.shares(effect.worker, effect.incarnation)
         base = 0 if near else effect.base
         for blocks in self._frames(effect.blocks):
@@ -265,17 +278,17 @@ class Servers:
                 contributors = (Weighted(contributor, 1.0),)
             case k.Measure(contributors=found, summed=False) | k.Apply(contributors=found, summed=False):
                 contributors = found
-        staged: Mapping[Contributor, Mapping[int, t.Tag]] = server.store.tags(contributors)
+        staged: Mapping[Contributor, Mapping[int, Tag]] = server.store.tags(contributors)
         if isinstance(task, k.Measure | k.Combine | k.Apply) and task.compensation is not None:
             given = server.store.given(task.compensation)
             alone = self.world.scenario.job.replicas == 1
             for item in task.contributors:
-                self.world.note(t.MadeUp(server.index, item.contributor, task.compensation.base, given, alone))
+                self.world.note(f.MadeUp(server.index, item.contributor, task.compensation.base, given, alone))
         result = server.store.perform(task)
         if isinstance(task, k.Seed | k.Measure | k.Apply):
             states = dict(server.store.states)
             changes = states and isinstance(task, k.Seed | k.Apply)
-            onlookers = [life.identity for life in self.world.lives.values() if life.computes_on(server.index)]
-            self.world.note(t.Performed(server.index, task, staged, states, tuple(onlookers) if changes else ()))
+            onlookers = [life.identity for life in self.world.workers if life.computes_on(server.index)]
+            self.world.note(f.Performed(server.index, task, staged, states, tuple(onlookers) if changes else ()))
         checked = isinstance(task, k.Seed | k.Apply) and server.shard.replica.replicated
         return k.Done(task, result, checksum=server.store.checksum if checked else 0)

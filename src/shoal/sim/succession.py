@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from shoal.core import machine as k
 from shoal.core.following import Following
-from shoal.sim import trace as t
+from shoal.sim import facts as f
 from shoal.sim.scenario import Ousting, Outage
 from shoal.vocabulary import COORDINATOR, node_number
 from shoal.wire import messages as m
@@ -66,19 +66,19 @@ class Succession:
     def _granted(self) -> int:
         epoch = self.registry.grant(self._world.now)
         assert epoch is not None, "nobody leads"
-        self._world.note(t.Led(epoch))
+        self._world.note(f.Led(epoch))
         return epoch
 
     def _stand_by(self) -> None:
         """A standby tries to lead, over and over."""
         world = self._world
         if self.registry.leader(world.now) is None and not (self._outage and not self._outage.alone):
-            world.rise(self._granted())
+            world.coordinators.rise(self._granted())
         world.at(world.now + LOOK_MS, self._stand_by)
 
     def _renew(self, epoch: int) -> None:
         world = self._world
-        if epoch not in world.reigns or world.put_off(world.office(epoch), partial(self._renew, epoch)):
+        if world.coordinators.is_idle(epoch, partial(self._renew, epoch)):
             return
         if self._outage is None:
             world.after(ANSWER_MS, partial(self._renewed, epoch, world.now))
@@ -90,21 +90,21 @@ class Succession:
             self._world.after(ANSWER_MS, partial(self._told, epoch, asked_at))
         else:
             reason = f"epoch {self.registry.epoch} was given out after {epoch}"
-            self._world.after(ANSWER_MS, partial(self._world.step_coordinator, k.Deposed(reason), epoch))
+            self._world.after(ANSWER_MS, partial(self._world.coordinators.step, k.Deposed(reason), epoch))
 
     def _told(self, epoch: int, asked_at: int) -> None:
         world = self._world
-        if epoch not in world.reigns or world.put_off(world.office(epoch), partial(self._told, epoch, asked_at)):
+        if world.coordinators.is_idle(epoch, partial(self._told, epoch, asked_at)):
             return
         until = asked_at + round(LEASE_MS * (1 - MARGIN))
-        world.step_coordinator(k.Leads(until), epoch)
-        if epoch in world.reigns:
+        world.coordinators.step(k.Leads(until), epoch)
+        if epoch in world.coordinators.reigns:
             self._untils[epoch] = max(until, self._untils.get(epoch, 0))
 
     def spoke(self, epoch: int) -> None:
         """A coordinator is about to send something."""
         if self.on:
-            self._world.note(t.Spoke(epoch, self._world.now, self._untils.get(epoch, self._world.now + 1)))
+            self._world.note(f.Spoke(epoch, self._world.now, self._untils.get(epoch, self._world.now + 1)))
 
     def keep(self, epoch: int, placed: m.Placed) -> None:
         """A coordinator writes who holds what, again until it is written, or another leads."""
@@ -116,7 +116,7 @@ class Succession:
         if self._outage is not None:
             world.after((LOOK_MS, LOOK_MS), partial(self._write, epoch, placed))
         elif self.registry.takes(epoch, world.now) and (epoch, placed.view) > world.trace.kept:
-            world.note(t.Kept(epoch, placed.view))
+            world.note(f.Kept(epoch, placed.view))
 
     # --- what goes wrong ------------------------------------------------------------------------
 
@@ -136,7 +136,7 @@ class Succession:
     def oust(self, _: Ousting) -> None:
         """Somebody removes the leader's entry."""
         world = self._world
-        if world.begun and self._outage is None and not world.headless and world.recoverable:
+        if world.begun and self._outage is None and not world.coordinators.headless and world.coordinators.recoverable:
             world.figures.oustings += 1
             world.line("registry", "", "loses the leader's entry")
             self.registry.oust(world.now)
@@ -149,11 +149,11 @@ class Succession:
             return
         self.guides[node] = self._world.machines.following(self._world.scenario.job.limits)
         self.follows.pop(node, None)
-        if self._world.headless:
+        if self._world.coordinators.headless:
             self.guides[node].lost()
             self._seek(node)
         else:
-            self.follows[node] = self.guides[node].epoch = self._world.reign
+            self.follows[node] = self.guides[node].epoch = self._world.coordinators.reign
             self.guides[node].reached(self._world.now)
 
     def tick(self, node: str) -> None:
@@ -195,15 +195,15 @@ class Succession:
     def _leave(self, node: str) -> None:
         """The node closes its connection to the coordinator that it followed: both ends hear of it."""
         world, former = self._world, self.follows.pop(node, None)
-        if former in world.reigns:
+        if former in world.coordinators.reigns:
             world.notice(node, k.Lost(COORDINATOR))
-            world.after(NOTICE_MS, partial(world.step_coordinator, k.Lost(node), former))
+            world.after(NOTICE_MS, partial(world.coordinators.step, k.Lost(node), former))
 
     def _connect(self, node: str, epoch: int) -> None:
         world = self._world
         if not self._lives(node) or self.guides[node].epoch != epoch:
             return
-        if epoch not in world.reigns:
+        if epoch not in world.coordinators.reigns:
             self.guides[node].lost()
             self._seek(node)
             return
@@ -214,17 +214,17 @@ class Succession:
         kind, number = node.partition("/")[0], node_number(node)
         if kind == "server":
             return not self._world.servers[number].gone
-        return number in self._world.lives
+        return number in self._world.workers.lives
 
     def led_by(self, node: str) -> int:
         """The epoch of the coordinator that hears what this node sends now."""
-        return self.follows.get(node, 0) if self.on else self._world.reign
+        return self.follows.get(node, 0) if self.on else self._world.coordinators.reign
 
     def passes(self, epoch: int, source: str, target: str, message: m.Message) -> bool:
         """Whether what was sent between a node and the coordinator of this epoch arrives: connections are those of
         their ends. A server that has heard of a later epoch may still be read something that carries the older one."""
         node = source if target == COORDINATOR else target
-        if epoch in self._world.reigns and (not self.on or self.follows.get(node) == epoch):
+        if epoch in self._world.coordinators.reigns and (not self.on or self.follows.get(node) == epoch):
             return True
         if not self.on or source != COORDINATOR or not node.startswith("server/") or not hasattr(message, "epoch"):
             return False

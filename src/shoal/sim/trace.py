@@ -1,362 +1,23 @@
-"""What happened in a simulated run, as seen from outside the machines; facts for the invariants.
+"""The history of a simulated run, out of facts; it knows what every block's state must be.
 
-Numbers are symbols here. A staged payload is a tag that names the computation it came from; the
-state of a block is a digest over all that was applied to it. So a contribution that is mixed,
-lost or doubled, even in one block, gives another digest, and the trace knows which one is right.
+What workers pushed and what the log says was made of it give one right digest for each block and version.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import get_args
 
 from shoal.core import machine as k
 from shoal.optim import phases
-from shoal.placement import cut, owned
+from shoal.placement import cut
 from shoal.sim.books import Books, Seat, Who
-from shoal.sim.feedback import Residual, Taken
-from shoal.vocabulary import Contributor, PolicySpec, TableSpec, Weighted
+from shoal.sim.facts import Fact, Freed, Gone, Kept, Led, Performed, Said, Saw, Told
+from shoal.sim.feedback import Taken
+from shoal.sim.symbols import Factors, Tag, combine, following, measured
+from shoal.vocabulary import Contributor, PolicySpec, TableSpec
 from shoal.wire import messages as m
 
 Unit = tuple[Who, ...]  # workers that train as one
-Tag = tuple[int, int, int, int]  # worker, nonce of its life, number of the computation, block
-WeightedTags = tuple[tuple[float, Tag], ...]
-States = Mapping[int, int]  # by block
-Factors = tuple[tuple[str, tuple[float, ...]], ...]
-
-# --- facts --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Said:
-    """The coordinator sent a message (whether or not it arrives)."""
-
-    target: str
-    message: m.Message
-    at_ms: int = 0
-
-
-@dataclass(frozen=True)
-class Told:
-    """The coordinator is about to receive a message."""
-
-    source: str
-    message: m.Message
-    at_ms: int = 0
-
-
-@dataclass(frozen=True)
-class Performed:
-    """A shard's store ran a task. staged: the tags that lay there for each contributor, by block.
-
-    onlookers: (worker, incarnation) of those that compute on this shard's parameters where they lie.
-    """
-
-    shard: int
-    task: k.Seed | k.Measure | k.Apply
-    staged: Mapping[Contributor, Mapping[int, Tag]]
-    states: States  # afterwards
-    onlookers: tuple[tuple[int, int], ...] = ()
-
-
-@dataclass(frozen=True)
-class Freed:
-    shard: int
-    contributors: tuple[Contributor, ...]
-
-
-@dataclass(frozen=True)
-class Published:
-    shard: int
-    effect: k.Publish
-    states: States
-
-
-@dataclass(frozen=True)
-class Saw:
-    """A worker's training thread goes on with these states in its parameters."""
-
-    worker: int
-    incarnation: int
-    version: int
-    clock: int
-    finished: Contributor | None  # the contribution that was settled with it
-    committed: bool
-    states: States
-    in_place: bool = False  # they lie in the servers' own memory
-    part: frozenset[int] = frozenset()  # the blocks that it is to have
-
-
-@dataclass(frozen=True)
-class MadeUp:
-    """A server makes up for what has changed since a gradient was computed. then: the states its worker was given, as
-    far as the server knows; None: it does not. alone: nobody else holds the shard, so it must."""
-
-    shard: int
-    contributor: Contributor
-    base: int
-    then: States | None
-    alone: bool
-
-
-@dataclass(frozen=True)
-class Fed:
-    """A worker goes on with what its codec had lost: the codes of these contributions were taken from it."""
-
-    worker: int
-    taken: Taken
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A snapshot is whole, with these residuals."""
-
-    version: int
-    residuals: tuple[Residual, ...]
-
-
-@dataclass(frozen=True)
-class Entered:
-    """An update has entered the log. lacking: servers that follow the log and do not hold its sum."""
-
-    seq: int
-    lacking: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Led:
-    """The registry lets a coordinator of this epoch lead."""
-
-    epoch: int
-
-
-@dataclass(frozen=True)
-class Spoke:
-    """A coordinator sends something. until: as long as the registry has told it that it leads, by its own clock."""
-
-    epoch: int
-    now: int
-    until: int
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A placement is in the registry now, written by the coordinator of this epoch."""
-
-    epoch: int
-    view: int
-
-
-@dataclass(frozen=True)
-class Gone:
-    """A worker's process ended. killed: it did not leave of its own will."""
-
-    worker: int
-    incarnation: int
-    killed: bool
-
-
-@dataclass(frozen=True)
-class Admitted:
-    """A shard at `version` took blocks of a contribution into its memory."""
-
-    shard: int
-    contributor: Contributor
-    version: int
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The job is over. staged: what still lies in each shard's staging memory. ages, dropped: as `shoal status` has
-    them."""
-
-    staged: Mapping[int, tuple[Contributor, ...]]
-    ages: Mapping[int, int]
-    dropped: int
-
-
-Fact = (
-    Said
-    | Told
-    | Admitted
-    | Performed
-    | Freed
-    | Published
-    | Saw
-    | MadeUp
-    | Fed
-    | Saved
-    | Entered
-    | Led
-    | Spoke
-    | Kept
-    | Gone
-    | Ended
-)
-FACTS = get_args(Fact)
-
-FORGED = -666.0  # a number that only messages of an older epoch carry
-
-# --- symbols ------------------------------------------------------------------------------------
-
-
-def following(
-    states: States, combined: Mapping[int, WeightedTags], rates: tuple[float, ...], by: Factors
-) -> dict[int, int]:
-    """The states of blocks after one more commit; one that no gradient reaches stays as it is."""
-    numbers = by_numbers(by)
-    return {
-        block: hash((state, combined[block], rates, numbers)) if combined[block] else state
-        for block, state in states.items()
-    }
-
-
-def by_numbers(factors: Factors) -> tuple[tuple[float, ...], ...]:
-    """Factors without the names of their phases: strings hash differently in every process."""
-    return tuple(values for _, values in factors)
-
-
-def measured(
-    spec: TableSpec, phase: str, states: States, combined: Mapping[int, WeightedTags], by: Factors
-) -> dict[int, tuple[float, ...]]:
-    """Partials of a phase: figures that differ if anything that goes into them does."""
-    partials: dict[int, tuple[float, ...]] = {}
-    for block, state in states.items():
-        if not combined[block]:
-            continue  # no gradient reaches it
-        figure = hash((state, combined[block], by_numbers(by)))
-        one, other = float(1 + figure % 9973), float(1 + figure % 8887)
-        tensor = cut(spec)[block].tensor
-        if phase == phases.MERGE and tensor not in spec.radial:
-            continue
-        facts = {phases.TRUST: (tensor, one, other), phases.MERGE: (tensor, 2.0, 1.0, 1.0, one, 0.0, other)}
-        partials[block] = facts.get(phase, (one,))
-    return partials
-
-
-def combine(
-    contributors: Iterable[Weighted], tags: Mapping[Contributor, Mapping[int, Tag]], blocks: Iterable[int]
-) -> dict[int, WeightedTags]:
-    """What a commit combines in each block, in the order of the commit."""
-    parts = [(item.weight, tags.get(item.contributor, {})) for item in contributors]
-    return {block: tuple((weight, part[block]) for weight, part in parts if block in part) for block in blocks}
-
-
-class Arena(dict[int, Tag]):
-    """Memory of a worker that servers on its host read where it lies: what it writes later, they see."""
-
-
-@dataclass
-class Store:
-    """A shard's memory: the state of each block, and the tags staged for it.
-
-    stamp is odd while a task changes the states, and grows with every change.
-    """
-
-    spec: TableSpec
-    blocks: tuple[int, ...] = ()  # of the shard
-    states: dict[int, int] = field(default_factory=dict)
-    staged: dict[Contributor, dict[int, Mapping[int, Tag]]] = field(default_factory=dict)  # block -> where its tag lies
-    lent: dict[tuple[int, int], Arena] = field(default_factory=dict)  # (worker, incarnation) -> its shared memory
-    stamp: int = 2
-    sums: dict[int, WeightedTags] = field(default_factory=dict)  # memory that near backups read where it lies
-    held: tuple[dict[int, WeightedTags], tuple[int, ...]] = field(default_factory=lambda: ({}, ()))  # where, of what
-    fills: dict[m.Fill, States] = field(default_factory=dict)  # came, and are not loaded
-    early: dict[Weighted, dict[int, Tag]] = field(default_factory=dict)  # combined before its commit, in order
-    past: dict[int, States] = field(default_factory=dict)  # states since the last that were loaded, by version
-    copies: dict[int, States] = field(default_factory=dict)  # what workers were given, by version
-
-    def stage(self, contributor: Contributor, blocks: Iterable[int], tags: Mapping[int, Tag]) -> None:
-        where = tags if isinstance(tags, Arena) else dict(tags)
-        self.staged.setdefault(contributor, {}).update(dict.fromkeys(blocks, where))
-
-    def tags(self, contributors: Iterable[Weighted]) -> dict[Contributor, dict[int, Tag]]:
-        """What lies there now for each contributor, by block."""
-        found: dict[Contributor, dict[int, Tag]] = {}
-        for item in contributors:
-            who = item.contributor
-            arena = self.lent.get((who.worker, who.incarnation))
-            whole = dict.fromkeys(self.states, arena) if item.whole and arena is not None else {}
-            found[who] = {block: where[block] for block, where in self.staged.get(who, whole).items() if block in where}
-        return found
-
-    def free(self, contributors: Iterable[Contributor]) -> None:
-        for contributor in contributors:
-            self.staged.pop(contributor, None)
-
-    def perform(self, task: k.Task) -> tuple[tuple[int, tuple[float, ...]], ...]:
-        """Run one task; returns what Done carries."""
-        match task:
-            case k.CreateTable(spec=spec, shard=shard, shards=shards, absent=absent):
-                self.blocks = owned(spec, shard, shards)
-                self.states = {} if absent else dict.fromkeys(self.blocks, 0)
-            case k.Seed(contributor=contributor, summed=summed):
-                combined = self._sum() if summed else self._combined((Weighted(contributor, 1.0),))
-                self.states = self.past[task.seq] = following(self.states, combined, (), ())
-            case k.Combine(contributors, held):
-                tags = self.tags(contributors)
-                combined = self._combined(contributors)
-                self.early = {item: tags[item.contributor] for item in contributors}
-                self.sums.update(combined)
-                if held:
-                    self.hold(self.sums, tuple(block for block, parts in combined.items() if parts))
-            case k.Apply(contributors=contributors, rates=rates, factors=factors, summed=summed):
-                self._keep(task.compensation)
-                combined = self._sum() if summed else self._combined(contributors)
-                self.states = self.past[task.seq] = following(self.states, combined, rates, factors)
-            case k.Measure(phase=phase, contributors=contributors, factors=factors, summed=summed):
-                combined = self._sum() if summed else self._combined(contributors)
-                return tuple(measured(self.spec, phase, self.states, combined, factors).items())
-        return ()
-
-    def given(self, compensation: k.Compensation) -> States | None:
-        """What the worker was given whose gradient is to be compensated; None: it is not known any more."""
-        present = self.states if compensation.base == compensation.present else None
-        return self.copies.get(compensation.base, present)
-
-    def _keep(self, compensation: k.Compensation | None) -> None:
-        needed = () if compensation is None else compensation.needed
-        self.copies = {version: copy for version, copy in self.copies.items() if version in needed}
-        if compensation is not None and compensation.present in needed:
-            self.copies.setdefault(compensation.present, dict(self.states))
-
-    def hold(self, memory: dict[int, WeightedTags], blocks: tuple[int, ...]) -> None:
-        """The sum that the next commit applies lies there."""
-        self.held = memory, blocks
-
-    def load(self, fill: m.Fill, wanted: bool) -> None:
-        states = self.fills.pop(fill, None)
-        if states is not None and wanted:
-            self.states.update(states)
-            self.past.clear()
-
-    def at(self, version: int) -> States:
-        """The states at that version, as far as they are remembered."""
-        known = [seq for seq in self.past if seq <= version]
-        return self.past[max(known)] if known else {}
-
-    @property
-    def checksum(self) -> int:
-        """Of all blocks; 0 while some are missing."""
-        if len(self.states) < len(self.blocks):
-            return 0
-        return hash(tuple(sorted(self.states.items()))) & 0xFFFFFFFF | 1
-
-    def _sum(self) -> dict[int, WeightedTags]:
-        memory, blocks = self.held
-        return {block: memory.get(block, ()) if block in blocks else () for block in self.states}
-
-    def _combined(self, contributors: tuple[Weighted, ...]) -> dict[int, WeightedTags]:
-        tags = self.tags(contributors)
-        for item, (early, found) in zip(contributors, self.early.items(), strict=False):
-            if item != early:
-                break
-            tags[item.contributor] = found
-        return combine(contributors, tags, self.states)
-
-
-# --- the trace ------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -380,7 +41,7 @@ class Trace:
     computed_on: dict[tuple[int, int, int], int] = field(default_factory=dict)  # worker, incarnation, clock -> version
     states: list[dict[int, int]] = field(default_factory=list)  # by version: the one right state
     killed: set[tuple[int, int]] = field(default_factory=set)
-    groups: dict[Who, tuple[Who, ...]] = field(default_factory=dict)  # by (worker, incarnation) of those in a group
+    groups: dict[Who, Unit] = field(default_factory=dict)  # by (worker, incarnation) of those in a group
     led: int = 0  # the last epoch under which some coordinator led
     kept: tuple[int, int] = (0, 0)  # (epoch, view) of the placement in the registry
     books: Books = field(init=False)
@@ -471,7 +132,7 @@ class Trace:
             policies += [] if entry.switch is None else [entry.switch.policy]
         return policies
 
-    def unit(self, worker: int, incarnation: int) -> tuple[Who, ...]:
+    def unit(self, worker: int, incarnation: int) -> Unit:
         """(worker, incarnation) of all that train with it as one."""
         return self.groups.get((worker, incarnation), ((worker, incarnation),))
 

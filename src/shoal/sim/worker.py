@@ -15,11 +15,13 @@ from shoal.core import machine as k
 from shoal.core import session as s
 from shoal.core.session import RECEIVING
 from shoal.placement import blocks_of_tensor, cut
-from shoal.sim import trace as t
+from shoal.sim import facts as f
 from shoal.sim.circles import Met
 from shoal.sim.feedback import Feedback
 from shoal.sim.scenario import Habits, Scenario, work_random
-from shoal.sim.trace import Arena, Tag, Trace
+from shoal.sim.store import Arena
+from shoal.sim.symbols import Tag
+from shoal.sim.trace import Trace
 from shoal.vocabulary import Contributor, Lease, worker_name
 
 Wish = int | tuple[type[object], ...]  # compute so many ms | wait for one of these effects
@@ -41,7 +43,7 @@ class Life:
     rng: Random  # of timing only; what the worker computes comes from work_random
     act: Callable[[Life, object], None]  # gives the session a command, and performs the effects
     meet: Callable[[Life], None]  # lets the others of its group know that it has joined
-    note: Callable[[t.Fact], None]
+    note: Callable[[f.Fact], None]
     feedback: Feedback
     letters: deque[object] = field(default_factory=deque)  # effects for the thread
     parameters: dict[int, int] = field(default_factory=dict)  # block -> state, the bound memory
@@ -125,7 +127,7 @@ class Life:
 
     def _feed(self) -> None:
         if self.scenario.feeds_back:
-            self.note(t.Fed(self.habits.rank, self.feedback.taken))
+            self.note(f.Fed(self.habits.rank, self.feedback.taken))
 
     def _steps(self) -> Thread:
         while self.session.clock <= self.habits.stops_after:
