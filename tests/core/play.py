@@ -134,6 +134,17 @@ class Play:
         self.lines.append(f"{node:<25} : killed")
         self._perform(COORDINATOR, self.coordinator.step(k.Lost(node), self.now))
 
+    def succeed(self) -> None:
+        """SIGKILL of the coordinator; another one takes its place, and everybody's connection to it comes back."""
+        self.flight = [item for item in self.flight if COORDINATOR not in item[:2]]
+        before = self.coordinator
+        self.lines.append(f"{COORDINATOR:<25} : killed; another one takes its place")
+        self.coordinator = Coordinator(before.job, before.epoch + 1, recovers=True)
+        for event in (k.Lost(COORDINATOR), k.Regained(COORDINATOR)):
+            for node in [*self.shards, *self.sessions]:
+                if node not in self.gone:
+                    self._perform(node, self._machine(node).step(event, self.now))
+
     def wait(self, ms: int) -> None:
         self.now += ms
         self.lines.append(f"{'':<25} . {ms} ms pass")

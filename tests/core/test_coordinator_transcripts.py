@@ -305,3 +305,23 @@ def test_leaving_is_not_dying() -> None:
     play.do(1, s.Leave())
     play.deliver()
     play.check("leaving")
+
+
+def test_who_has_no_parameters_yet_loses_nothing_with_its_coordinator() -> None:
+    play = Play()
+    play.form()
+    play.kill(1)
+    play.wait(300)
+    play.deliver()
+    play.say("worker 1 joins anew; before it declares, the coordinator is killed, and the next one goes on without it")
+    play.join(1, nonce=5)
+    play.succeed()
+    play.deliver()
+    play.push(0)
+    play.deliver()
+    play.say("it declares: it is known by what the coordinator before has called it, and begins")
+    play.do(1, s.Declare(play.spec))
+    play.deliver()
+    play.do(1, s.Await())
+    play.deliver()
+    play.check("joined_before")

@@ -43,6 +43,7 @@ class CommitLog:
     updated: int = 0  # the last entry that changed parameters
     ages: Ages = field(default_factory=Ages)
     fences: list[tuple[int, int]] = field(default_factory=list)  # for the next entry
+    fenced: dict[int, int] = field(default_factory=dict)  # by worker: its last incarnation that is shut out, or will be
     entries: dict[int, Entry] = field(default_factory=dict)  # by sequence number, oldest first
     sent_at: int = 0
     since: int = 0  # the last entry of an older epoch
@@ -82,6 +83,11 @@ class CommitLog:
     def fence(self, worker: int, incarnation: int) -> None:
         """The next entry shuts this incarnation out."""
         self.fences.append((worker, incarnation))
+        self.fenced[worker] = max(self.fenced.get(worker, -1), incarnation)
+
+    def shuts_out(self, worker: int, incarnation: int) -> bool:
+        """Whether this incarnation is fenced, or will be with the next entry."""
+        return incarnation <= self.fenced.get(worker, -1)
 
     def append(self, commit: m.Commit, now: int) -> list[k.Effect]:
         """Add the next entry and send it to every server."""
@@ -100,7 +106,7 @@ class CommitLog:
     def recover(self, version: int, accounts: Accounts, entries: Sequence[Entry], now: int) -> list[k.Effect]:
         """Go on with a log that a coordinator of an older epoch began: repeat what some servers lack."""
         self.version, self.since, self.sent_at = version, version, now
-        self.updated, self.ages = accounts.updated, accounts.ages
+        self.updated, self.ages, self.fenced = accounts.updated, accounts.ages, dict(accounts.fenced)
         self.used = {worker: (incarnation, clock) for worker, (incarnation, clock) in accounts.used.items() if clock}
         self.entries = {entry.commit.seq: entry for entry in entries}
         return [effect for server in self.servers for effect in self.repeat(server)]

@@ -406,10 +406,19 @@ class Coordinator:
         if self.phase == RECOVERING and member is None:
             self.recovery.resume(resume)
             return self._take_over(now) if self._knows(resume) else self._behind(resume)
+        if self._begins(resume):
+            self.membership.adopt(self.recovery.member(resume, now, self.course.clock, self.course.lockstep))
+            return [k.Send(source, m.Resumed(worker, incarnation, self.epoch))]
         # Its place is lost. What it has staged, and may stage yet, is shut out.
         self.log.fence(worker, incarnation)
         effects: list[k.Effect] = [k.Send(source, self.departures.fenced(worker, incarnation))]
         return effects + (self.releases.append(self.log.cut(), [], now) if self.phase == RUNNING else [])
+
+    def _begins(self, resume: m.Resume) -> bool:
+        """Whether it had joined and no more when the coordinator before was lost: nobody waited for it, and it has
+        neither parameters nor anything staged, so it may begin now."""
+        free = self.phase == RUNNING and self.recovers and resume.worker not in self.membership.members
+        return free and not (resume.version or resume.group or self.log.shuts_out(resume.worker, resume.incarnation))
 
     def _behind(self, resume: m.Resume) -> list[k.Effect]:
         """A worker has seen more of the log than there is."""

@@ -139,13 +139,16 @@ class Membership:
         worker = join.rank
         if worker < 0:
             worker = next(number for number in range(len(self.members) + 1) if number not in self.members)
-        member = Member(worker, self.incarnations, join.nonce, join.pid, heard_at=now)
         self.incarnations += 1
         self.joined_ever += 1
-        self.members[worker] = member
+        return self.adopt(Member(worker, self.incarnations - 1, join.nonce, join.pid, heard_at=now))
+
+    def adopt(self, member: Member) -> Member:
+        """It is a member from now on, and has its place to itself."""
+        self.members[member.worker] = member
         self.empty_at = None
-        if self.buried.get(worker) == join.pid:
-            del self.buried[worker]  # it lives, and joined anew
+        if self.buried.get(member.worker) == member.pid:
+            del self.buried[member.worker]  # it lives, and joined anew
         return member
 
     def remove(self, member: Member, now: int, parted: bool) -> None:
