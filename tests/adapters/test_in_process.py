@@ -241,3 +241,14 @@ def test_a_process_may_connect_again_and_again_and_go_on_with_its_model():
         return len(os.listdir("/proc/self/fd"))
 
     assert once() == once() == once()
+
+
+def test_who_closes_has_left_by_then():
+    """Politely: the coordinator need not wait for its silence to be sure."""
+    job = EmbeddedJob(Job(workers=1, servers=1))
+    worker = Worker(job.job, job.address, 0, thread=job.thread)
+    optimizer(worker, nn.Linear(1, 1), SGD(lr=0.1))
+    assert "worker/0" in {member.name for member in job.status().members}
+    worker.close()
+    assert "worker/0" not in {member.name for member in job.status().members}
+    job.close()

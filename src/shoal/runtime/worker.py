@@ -406,7 +406,7 @@ class Worker:
     # --- helpers ------------------------------------------------------------------------------
 
     def _post(self, function: Any, *arguments: object) -> None:
-        if not self._closed:  # a model that is used on may still compute gradients: they go nowhere
+        if not self._thread.loop.is_closed():  # a model that is used on may still compute gradients: they go nowhere
             self._thread.loop.call_soon_threadsafe(function, *arguments)
 
     def _ask(self, command: object) -> k.Effect:
