@@ -54,7 +54,8 @@ def shoal(*arguments: str, cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("sync", ["sync", pytest.param("async", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sync", ["sync", "async"])
 def test_local_steps_in_few_bits_learn_and_go_on(sync: PolicyKind, tmp_path: Path) -> None:
     settings = replace(SMALL, max_iters=60, every=5, push="e3m0", pull="e3m0", snapshot_interval=30, sync=sync)
     folder = prepared(tmp_path / "run", settings)

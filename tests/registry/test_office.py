@@ -11,7 +11,7 @@ import pytest
 
 from shoal.config import Job, Limits
 from shoal.core import machine as k
-from shoal.core.coordinator import FORMING, RECOVERING, STOPPED
+from shoal.core.coordinator import FORMING, RECOVERING
 from shoal.errors import FencedError, RefusedError
 from shoal.registry import open as open_registry
 from shoal.runtime.coordinator import CoordinatorNode
@@ -69,7 +69,7 @@ def test_who_is_first_begins_the_job_and_who_follows_takes_it_over(tmp_path: Pat
 def test_a_job_that_is_over_is_not_taken_over(tmp_path: Path) -> None:
     async def scene() -> None:
         async with coordinators(job_at(tmp_path / "r"), 2) as [(first, _), (second, _)]:
-            first.machine().phase = STOPPED
+            first.machine().stopped = True
             await first.close()
             assert await asyncio.wait_for(second.halted, SOON_SECONDS) == ""
             assert second.stands_by
